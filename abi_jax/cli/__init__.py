@@ -1,0 +1,90 @@
+"""The `abi` command: one module a verb, imported only when it is used."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from abi_jax import __version__
+from abi_jax.cli.shared import simulate
+from abi_jax.errors import InputError
+
+VERBS = ("demo", "import", "train", "generate", "chat", "export", "embed", "info")
+
+EPILOG = """examples:
+  abi demo                                          the whole story in ten minutes on a laptop
+  abi import ~/models/Qwen3-0.6B runs/base          a Hugging Face directory becomes a model directory
+  abi train configs/train/personas.yaml --set model.init=runs/base --set data.train=chats.jsonl
+  abi generate runs/personas "My build fails and I am stuck" --persona abbey=0.6,aviva=0.4
+  abi chat runs/personas --persona aviva
+  abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
+
+Exit status: 0 done, 1 a check failed, 2 bad input."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all verbs, without importing JAX."""
+    parser = argparse.ArgumentParser(
+        prog="abi",
+        description="Train, run and remember: a Transformer that speaks as several personas.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"abi-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = _module(verb)
+        sub = verbs.add_parser(
+            verb,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        sub.add_argument(
+            "--devices",
+            type=int,
+            metavar="N",
+            help="simulate N devices on the CPU (as XLA_FLAGS=--xla_force_host_platform_device_count=N does)",
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    if options.devices:
+        simulate(options.devices)
+    _quiet()
+    try:
+        result = _module(options.verb).run(options)
+    except InputError as error:
+        return _fail(str(error), options.json)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if options.json and result is not None:
+        print(json.dumps(result))
+    return 0
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"abi_jax.cli.{verb}_" if verb == "import" else f"abi_jax.cli.{verb}")
+
+
+def _fail(message: str, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message}))
+    print(f"abi: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _quiet() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,42 @@
+"""Train a model from one configuration file.
+
+The file (see configs/train/) is overridden by environment variables such as ABI_OPTIMIZER__LEARNING_RATE and
+by --set. A run that was stopped continues from its last checkpoint when the same command is given again.
+
+  abi train configs/train/demo-backbone.yaml
+  abi train configs/train/personas.yaml --set model.init=runs/base --set data.train=chats.jsonl
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+HELP = "train a backbone, or personas on a frozen one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("config", type=Path, help="YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key (repeatable)",
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and returns the last metrics."""
+    from abi_jax.config import load
+    from abi_jax.sharding import initialize
+    from abi_jax.train.config import TrainConfig
+    from abi_jax.train.loop import train
+
+    config = load(TrainConfig, options.config, options.overrides)
+    initialize()
+    metrics = train(config)
+    if not options.json and metrics:
+        print(f"{config.out}: step {metrics['step']}, loss {metrics['loss']:.4f}")
+    return {"out": str(config.out), **metrics}

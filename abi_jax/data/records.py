@@ -1,0 +1,232 @@
+"""Chat and preference records: one JSON object a line.
+
+A chat record is `{"messages": [{"role", "content"}, ...], "persona": "abbey"}` or `"mixture": {...}`,
+with optional `aspect`, `labels`, `attributes`, `memory` and `policy`. A preference record is
+`{"prompt": [messages], "chosen": ..., "rejected": ..., "persona": ...}`; it is read as the dialogue that
+ends with `chosen`. Other keys are ignored.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from abi_jax.errors import InputError
+from abi_jax.persona import check_mixture
+from abi_jax.text.chat import split_turns
+
+# How many reasons of skipped records are kept word for word.
+KEPT_REASONS = 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One dialogue.
+
+    turns alternate user, assistant, beginning with the user and ending with the assistant. policy
+    holds the system messages too. mixture is on the simplex, or {} when the record names no persona.
+    last_only: only the last answer is to be learned (the earlier ones of a preference record are
+    context, not examples). rejected: the answer a preference record turned down.
+    """
+
+    turns: tuple[dict[str, str], ...]
+    mixture: dict[str, float] = field(default_factory=dict)
+    policy: str | None = None
+    memory: tuple[str, ...] = ()
+    aspect: str | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    rejected: str | None = None
+    last_only: bool = False
+    dataset: str = ""
+    where: str = ""
+
+    @property
+    def question(self) -> str:
+        """The first user message."""
+        return self.turns[0]["content"]
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Indices of the turns to learn."""
+        last = len(self.turns) - 1
+        return (last,) if self.last_only else tuple(range(1, last + 1, 2))
+
+
+@dataclass(frozen=True)
+class Records:
+    """What was read: the usable records, how many lines were not, and why (the first `KEPT_REASONS`)."""
+
+    records: tuple[Record, ...]
+    skipped: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+def read_records(
+    files: Mapping[str, Path],
+    personas: Sequence[str] | None = None,
+    bad: Literal["fatal", "skip"] = "fatal",
+    require_persona: bool = False,
+) -> Records:
+    """Reads data sets (name -> JSONL file) in order.
+
+    personas: the known names; None leaves names unchecked. Raises `InputError` naming file, line and
+    reason for a malformed line (unless `bad` is "skip", which counts it) and for no usable record at all.
+    """
+    records: list[Record] = []
+    reasons: list[str] = []
+    skipped = 0
+    for dataset, path in files.items():
+        for where, line in _lines(path):
+            try:
+                records.append(parse_record(line, personas, where, dataset, require_persona))
+            except InputError as error:
+                if bad == "fatal":
+                    raise
+                skipped += 1
+                reasons += [str(error)] if len(reasons) < KEPT_REASONS else []
+    if not records:
+        names = ", ".join(str(p) for p in files.values()) or "none given"
+        why = f"; {skipped} lines were skipped, the first because: {reasons[0]}" if skipped else ""
+        raise InputError(f"data set is empty ({names}); expected at least one JSON object a line{why}")
+    return Records(tuple(records), skipped, tuple(reasons))
+
+
+def parse_record(
+    line: bytes | str,
+    personas: Sequence[str] | None = None,
+    where: str = "record",
+    dataset: str = "",
+    require_persona: bool = False,
+) -> Record:
+    """Reads one line. Raises `InputError` beginning with `where` and naming what does not fit."""
+    try:
+        value = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text: byte {error.start}: {error.reason}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {type(value).__name__}; expected a JSON object")
+    try:
+        return _record(value, personas, where, dataset, require_persona)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def texts(records: Iterable[Record]) -> Iterator[str]:
+    """Yields every text of the records, for training a tokenizer."""
+    for record in records:
+        yield from (turn["content"] for turn in record.turns)
+        yield from record.memory
+        if record.policy:
+            yield record.policy
+
+
+def is_held_out(record: Record, one_in: int) -> bool:
+    """True for one dialogue in `one_in`, by a hash of its first question and persona; 0 keeps none apart.
+
+    Dialogues that begin alike for one persona are on the same side, whatever follows.
+    """
+    if one_in == 0:
+        return False
+    key = "\0".join([record.question.strip(), *(f"{n}={w:g}" for n, w in sorted(record.mixture.items()))])
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == 0
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except OSError as error:
+        raise InputError(f"data file {str(path)!r} cannot be read: {error.strerror or error}") from None
+
+
+def _record(
+    value: dict[str, Any], personas: Sequence[str] | None, where: str, dataset: str, require_persona: bool
+) -> Record:
+    preference = "chosen" in value or "rejected" in value
+    if preference:
+        messages = [*_messages(value, "prompt"), {"role": "assistant", "content": _text(value, "chosen")}]
+    else:
+        messages = _messages(value, "messages")
+    for at, message in enumerate(messages):
+        if not message["content"].strip():
+            raise InputError(f"message {at} ({message['role']}): content is empty; expected text")
+    system, turns = split_turns(messages)
+    if turns[-1]["role"] == "user":
+        turns.pop()  # nobody answered it
+    if not turns:
+        raise InputError("messages hold no answer; expected an assistant message after the user's")
+    policy = [_text(value, "policy")] if value.get("policy") is not None else []
+    memory = value.get("memory") or []
+    if not isinstance(memory, list) or not all(isinstance(m, str) for m in memory):
+        raise InputError(f"memory is {_show(memory)}; expected a list of texts")
+    mixture = _mixture(value)
+    if require_persona and not mixture:
+        raise InputError(f"no persona; expected 'persona' or 'mixture' among the keys {', '.join(value)}")
+    return Record(
+        turns=tuple(turns),
+        mixture=check_mixture(mixture, personas),
+        policy="\n\n".join(policy + system) or None,
+        memory=tuple(memory),
+        aspect=_text(value, "aspect") if value.get("aspect") is not None else None,
+        labels=_mapping(value, "labels"),
+        attributes=_mapping(value, "attributes"),
+        rejected=_text(value, "rejected") if preference else None,
+        last_only=preference,
+        dataset=dataset,
+        where=where,
+    )
+
+
+def _mixture(value: dict[str, Any]) -> dict[str, float]:
+    persona, mixture = value.get("persona"), value.get("mixture")
+    if persona is not None and mixture is not None:
+        raise InputError("both 'persona' and 'mixture' are given; expected one of them")
+    if persona is not None:
+        return {_text(value, "persona"): 1.0}
+    if mixture is None:
+        return {}
+    if not isinstance(mixture, dict) or not all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) for w in mixture.values()
+    ):
+        raise InputError(f"mixture is {_show(mixture)}; expected an object of persona names and numbers")
+    return {name: float(weight) for name, weight in mixture.items()}
+
+
+def _messages(value: dict[str, Any], key: str) -> list[dict[str, str]]:
+    messages = value.get(key)
+    if key not in value:
+        raise InputError(f"no {key!r} among the keys {', '.join(value) or '(none)'}; expected a list of messages")
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{key} is {_show(messages)}; expected a list of messages")
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise InputError(f"{key}[{at}] is {_show(message)}; expected an object with texts 'role' and 'content'")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _text(value: dict[str, Any], key: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str):
+        raise InputError(f"{key} is {_show(text)}; expected text")
+    return text
+
+
+def _mapping(value: dict[str, Any], key: str) -> dict[str, Any]:
+    mapping = value.get(key)
+    if mapping is not None and not isinstance(mapping, dict):
+        raise InputError(f"{key} is {_show(mapping)}; expected an object")
+    return mapping or {}
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

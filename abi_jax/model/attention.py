@@ -1,0 +1,296 @@
+"""Attention backends that agree with one reference, or refuse.
+
+    who sees whom (one row, two packed segments of three tokens, window of 2)
+
+        key     a0 a1 a2 b0 b1 b2
+        a0       x
+        a1       x  x
+        a2          x  x               causal, within the segment, within the window;
+        b0                x            then AND what the request's personas may read;
+        b1                x  x         then ADD the persona bias u(query) . v(key)
+        b2                   x  x
+
+Shapes: q `[B, T, H, d]`, k and v `[B, K, S, d]` with `K` key-value heads, result `[B, T, H, d]`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from abi_jax.errors import InputError
+
+NEVER = -1e30  # finite, so that a row that sees nothing gives a mean and not NaN
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sight:
+    """Which keys each query may see.
+
+    Positions are int32 within a segment; segment 0 is padding. `readable` `[B, T, R]` says which roles a
+    query may read and goes with `k_roles`. `aligned`: queries and keys are the same tokens, in order.
+    `packed`: a row holds several segments.
+    """
+
+    q_positions: jax.Array
+    k_positions: jax.Array
+    q_segments: jax.Array
+    k_segments: jax.Array
+    k_roles: jax.Array | None = None
+    readable: jax.Array | None = None
+    aligned: bool = field(default=False, metadata={"static": True})
+    packed: bool = field(default=True, metadata={"static": True})
+
+    def mask(self, window: int | None) -> jax.Array:
+        """Returns `[B, T, S]` bool, true where a query sees a key."""
+        distance = self.q_positions[:, :, None] - self.k_positions[:, None, :]
+        seen = distance >= 0
+        if self.packed or not self.aligned:
+            seen &= (self.q_segments[:, :, None] == self.k_segments[:, None, :]) & (self.k_segments[:, None, :] > 0)
+        if window is not None:
+            seen &= distance < window
+        if self.readable is not None:
+            assert self.k_roles is not None, "readable needs k_roles"
+            seen &= jnp.take_along_axis(self.readable, self.k_roles[:, None, :], axis=2)
+        return seen
+
+    def rows(self, start: int, stop: int) -> "Sight":
+        """The same for queries `start:stop` and the keys an aligned block of them can see."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            q_positions=self.q_positions[:, part],
+            q_segments=self.q_segments[:, part],
+            readable=None if self.readable is None else self.readable[:, part],
+            k_positions=self.k_positions[:, :stop],
+            k_segments=self.k_segments[:, :stop],
+            k_roles=None if self.k_roles is None else self.k_roles[:, :stop],
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bias:
+    """The factored persona mask `M_w[i, j] = u(i) . v(j)`: u f32 `[B, T, H, F]`, v f32 `[B, S, F]`."""
+
+    u: jax.Array
+    v: jax.Array
+
+
+def reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    bias: Bias | None = None,
+) -> jax.Array:
+    """The definition: dense scores, dense mask, f32 throughout. What every backend is compared with."""
+    groups = q.shape[2] // k.shape[1]
+    k, v = (jnp.repeat(x.astype(jnp.float32), groups, axis=1) for x in (k, v))
+    scores = jnp.einsum("bthd,bhsd->bhts", q.astype(jnp.float32), k) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + jnp.einsum("bthf,bsf->bhts", bias.u, bias.v)
+    scores = jnp.where(sight.mask(window)[:, None], scores, NEVER)
+    return jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores, axis=-1), v).astype(q.dtype)
+
+
+def xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    bias: Bias | None = None,
+    block: int = 256,
+) -> jax.Array:
+    """Grouped heads without repeating keys; aligned queries go in blocks that skip the keys after them."""
+    T = q.shape[1]
+    one = partial(_xla_block, scale=scale, softcap=softcap, window=window)
+    if not sight.aligned or block >= T or T % block:
+        return one(q, k, v, sight, bias=bias)
+    parts = []
+    for start in range(0, T, block):
+        stop = start + block
+        part = None if bias is None else Bias(bias.u[:, start:stop], bias.v[:, :stop])
+        parts.append(one(q[:, start:stop], k[:, :, :stop], v[:, :, :stop], sight.rows(start, stop), bias=part))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _xla_block(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    bias: Bias | None,
+) -> jax.Array:
+    B, T, H, d = q.shape
+    K = k.shape[1]
+    grouped = (q * scale).astype(q.dtype).reshape(B, T, K, H // K, d)
+    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + jnp.einsum("btkgf,bsf->bkgts", bias.u.reshape(B, T, K, H // K, -1), bias.v)
+    scores = jnp.where(sight.mask(window)[:, None, None], scores, NEVER)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bksd->btkgd", weights, v).reshape(B, T, H, d)
+
+
+def fold(
+    q: jax.Array, k: jax.Array, sight: Sight, *, scale: float, bias: Bias | None, multiple: int = 16
+) -> tuple[jax.Array, jax.Array]:
+    """Appends the persona bias and the reading rules to q and k as extra head dimensions.
+
+    A flash kernel with scale 1 then computes `scale * q.k + u.v` and never sees a dense mask. A role that
+    may not be read costs a score of -30000, which is zero after the softmax in every dtype.
+    """
+    q = q * scale
+    extra_q: list[jax.Array] = []
+    extra_k: list[jax.Array] = []
+    heads, kv_heads = q.shape[2], k.shape[1]
+    if bias is not None:
+        extra_q.append(bias.u)
+        extra_k.append(bias.v)
+    if sight.readable is not None and sight.k_roles is not None:
+        penalty = jnp.where(sight.readable, 0.0, -30_000.0)
+        extra_q.append(jnp.broadcast_to(penalty[:, :, None], (*q.shape[:2], heads, penalty.shape[-1])))
+        extra_k.append(jax.nn.one_hot(sight.k_roles, penalty.shape[-1]))
+    if extra_q:
+        u, v = jnp.concatenate(extra_q, -1), jnp.concatenate(extra_k, -1)
+        v = jnp.broadcast_to(v[:, None], (k.shape[0], kv_heads, *v.shape[1:]))
+        q = jnp.concatenate([q, u.astype(q.dtype)], -1)
+        k = jnp.concatenate([k, v.astype(k.dtype)], -1)
+    short = -q.shape[-1] % multiple
+    pad = [(0, 0)] * 3 + [(0, short)]
+    return jnp.pad(q, pad), jnp.pad(k, pad)
+
+
+def cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    bias: Bias | None = None,
+) -> jax.Array:
+    """cuDNN flash attention through `jax.nn.dot_product_attention`; see `refusal` for what it cannot do."""
+    d = q.shape[-1]
+    q, k = fold(q, k, sight, scale=scale, bias=bias)
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - d)])
+    out = jax.nn.dot_product_attention(
+        q,
+        k.swapaxes(1, 2),
+        v.swapaxes(1, 2),
+        scale=1.0,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+    return out[..., :d]
+
+
+def tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    bias: Bias | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Splash attention, the Pallas TPU kernel that ships with JAX; see `refusal` for what it cannot do."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    B, T, H, d = q.shape
+    q, k = fold(q, k, sight, scale=scale, bias=bias, multiple=128)
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - d)])
+    groups = H // k.shape[1]
+    one = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), 0)
+    splash = kernel.make_splash_mqa_single_device(
+        masks.MultiHeadMask([one] * groups), attn_logits_soft_cap=softcap, interpret=interpret
+    )
+    segments = kernel.SegmentIds(q=sight.q_segments, kv=sight.k_segments)
+    grouped = q.swapaxes(1, 2).reshape(B, k.shape[1], groups, T, q.shape[-1])
+    per_head = jax.vmap(splash, in_axes=(0, 0, 0, None))
+    out = jax.vmap(per_head, in_axes=(0, 0, 0, 0))(grouped, k, v, segments)
+    return out.reshape(B, H, T, -1).swapaxes(1, 2)[..., :d].astype(v.dtype)
+
+
+BACKENDS: dict[str, Callable[..., jax.Array]] = {"reference": reference, "xla": xla, "cudnn": cudnn, "tpu": tpu}
+
+
+def refusal(
+    backend: str, q: jax.Array, k: jax.Array, sight: Sight, *, softcap: float | None, bias: Bias | None
+) -> str | None:
+    """Says why `backend` would not compute what the reference computes, or None when it would."""
+    if backend in ("reference", "xla"):
+        return None
+    if not sight.aligned:
+        return "queries and keys are not the same tokens (a cache is in use)"
+    if softcap is not None and (bias is not None or sight.readable is not None):
+        return "soft-capping would also cap the persona mask folded into the scores"
+    if backend == "cudnn":
+        if sight.packed:
+            return "packed segments need a dense mask"
+        if softcap is not None:
+            return "cuDNN has no soft-capping"
+        if q.dtype not in (jnp.bfloat16, jnp.float16):
+            return f"dtype {q.dtype} is neither bfloat16 nor float16"
+    if backend == "tpu" and (q.shape[1] % 128 or not _single_device()):
+        return f"sequence length {q.shape[1]} must be a multiple of 128, on one device"
+    return None
+
+
+def _single_device() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    bias: Bias | None = None,
+    backend: str = "auto",
+) -> jax.Array:
+    """Attention by the named backend, or by the platform's best that computes the same thing.
+
+    A backend asked for by name that would compute something else raises `InputError` with the reason.
+    """
+    if backend not in (*BACKENDS, "auto"):
+        raise InputError(f"attention={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
+    options = {"scale": scale, "softcap": softcap, "window": window, "bias": bias}
+    if backend == "auto":
+        best = {"gpu": "cudnn", "tpu": "tpu"}.get(jax.default_backend(), "xla")
+        backend = "xla" if refusal(best, q, k, sight, softcap=softcap, bias=bias) else best
+    elif reason := refusal(backend, q, k, sight, softcap=softcap, bias=bias):
+        raise InputError(f"attention={backend!r} cannot compute this: {reason}; use 'xla'")
+    return BACKENDS[backend](q, k, v, sight, **options)

@@ -1,0 +1,167 @@
+"""The decoder: embeddings, blocks, LM head, with the persona terms of `model/persona.py` in their places."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from abi_jax.model.attention import Sight
+from abi_jax.model.blocks import Block
+from abi_jax.model.cache import Cache, write
+from abi_jax.model.config import ModelConfig
+from abi_jax.model.inputs import Inputs
+from abi_jax.model.layers import Linear, make_norm, rope_angles, sinusoid
+from abi_jax.model.persona import Injection, KeyFeatures, PersonaHeads
+from abi_jax.model.weight import param
+from abi_jax.sharding.context import constrain
+
+Remat = Literal["none", "dots", "full"]
+
+
+class Decoder(nnx.Module):
+    """A decoder-only Transformer that speaks as several personas.
+
+    Built of `Weight` descriptions (see `model/weight.py`): build once, split, and call the merged module
+    inside `jax.jit`. `dtype` is that of the activations; weights are cast to it where they are used.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        attention: str = "auto",
+        remat: Remat = "none",
+    ) -> None:
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        c, shape = config, config.persona
+        self.embedding = param((c.vocab_size, c.d_model), ("vocab", "embed"))
+        self.positions = param((c.max_length, c.d_model), ("position", "embed")) if c.positions == "learned" else None
+        self.layers = nnx.List([Block(c, i, attention) for i in range(c.num_layers)])
+        self.norm = make_norm(c)
+        self.head = None if c.tied_embeddings else Linear(c.d_model, c.vocab_size, ("vocab", "embed"))
+        self.key_features = KeyFeatures(c, shape) if shape and shape.mask else None
+        self.injection = Injection(c, shape) if shape and shape.injection else None
+        self.persona_heads = PersonaHeads(c, shape) if shape and shape.head_rank else None
+
+    def embed(self, inputs: Inputs) -> jax.Array:
+        """Base embeddings `[B, T, D]`: tokens, scaled, plus positions where the model adds them."""
+        c = self.config
+        x = self.embedding.get_value()[inputs.tokens].astype(self.dtype)
+        if c.embed_scale is not None:
+            x = x * jnp.asarray(c.embed_scale, self.dtype)
+        if self.positions is not None:
+            x = x + self.positions.get_value()[inputs.positions].astype(self.dtype)
+        elif c.positions == "sinusoidal":
+            x = x + sinusoid(inputs.positions, c.d_model).astype(self.dtype)
+        return x
+
+    def hidden(
+        self, inputs: Inputs, cache: Cache | None = None, *, fresh: bool = False
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs all blocks: hidden states `[B, T, D]` after the last norm, and the cache with the new tokens.
+
+        With a cache, row `b` continues at `cache.lengths[b]`, and tokens of segment 0 at the end of a row
+        are not counted. `fresh` says that the cache is empty, so that a prefill attends to its own tokens only.
+        """
+        base = self.embed(inputs)
+        features = None
+        if (self.key_features is not None and inputs.mixture is not None) or (
+            cache is not None and cache.features is not None
+        ):
+            assert self.key_features is not None
+            features = self.key_features(base, inputs.roles, inputs.positions)
+        x = base
+        if self.injection is not None and inputs.mixture is not None:
+            x = self.injection(base, inputs.mixture)
+        x = constrain(x, ("batch", "length", None))
+        sight, features, cache = self._sight(inputs, features, cache, fresh)
+        angles = rope_angles(self.config, inputs.positions) if self.config.positions == "rope" else None
+
+        keys, values = [], []
+        for i, block in enumerate(self.layers):
+            if cache is None:
+                x = self._remat(block)(x, inputs, angles, sight, features)
+                continue
+
+            def store(k: jax.Array, v: jax.Array, i: int = i, cache: Cache = cache) -> tuple[jax.Array, jax.Array]:
+                starts = jnp.zeros_like(cache.lengths) if fresh else cache.lengths
+                keys.append(write(cache.keys[i], k, starts, 2))
+                values.append(write(cache.values[i], v, starts, 2))
+                return (k, v) if fresh else (keys[-1], values[-1])
+
+            x = block(x, inputs, angles, sight, features, store)
+        if cache is not None:
+            added = jnp.sum(inputs.segments > 0, axis=1, dtype=jnp.int32)
+            cache = replace(cache, keys=tuple(keys), values=tuple(values), lengths=cache.lengths + added)
+        return self.norm(x), cache
+
+    def _sight(
+        self, inputs: Inputs, features: jax.Array | None, cache: Cache | None, fresh: bool
+    ) -> tuple[Sight, jax.Array | None, Cache | None]:
+        if cache is not None:
+            starts = cache.lengths
+            cache = replace(
+                cache,
+                roles=write(cache.roles, inputs.roles, starts, 1),
+                features=None
+                if cache.features is None or features is None
+                else write(cache.features, features, starts, 1),
+            )
+        if cache is None or fresh:
+            sight = Sight(
+                inputs.positions,
+                inputs.positions,
+                inputs.segments,
+                inputs.segments,
+                inputs.roles if inputs.readable is not None else None,
+                inputs.readable,
+                aligned=True,
+                packed=inputs.packed,
+            )
+            return sight, features, cache
+        slots = jnp.broadcast_to(jnp.arange(cache.size, dtype=jnp.int32), cache.roles.shape)
+        used = slots < cache.lengths[:, None] + jnp.sum(inputs.segments > 0, axis=1, keepdims=True)
+        sight = Sight(
+            inputs.positions,
+            slots,
+            inputs.segments,
+            used.astype(jnp.int32),
+            cache.roles if inputs.readable is not None else None,
+            inputs.readable,
+        )
+        return sight, cache.features if inputs.mixture is not None else None, cache
+
+    def _remat(self, block: Block) -> Callable[..., jax.Array]:
+        def run(params: nnx.State, *args: Any) -> jax.Array:
+            module: Any = nnx.merge(graphdef, params)
+            out: jax.Array = module(*args, lambda k, v: (k, v))
+            return out
+
+        graphdef, params = nnx.split(block)
+        if self.remat == "none":
+            return partial(run, params)
+        keep_dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+        policy = keep_dots if self.remat == "dots" else jax.checkpoint_policies.nothing_saveable
+        return partial(jax.checkpoint(run, policy=policy), params)
+
+    def logits(self, h: jax.Array, mixture: jax.Array | None = None) -> jax.Array:
+        """From hidden states `[B, T, D]` and mixture `[B, T, P]` to f32 logits `[B, T, V]`."""
+        if self.persona_heads is not None and mixture is not None:
+            h = self.persona_heads(h, mixture)
+        if self.head is not None:
+            y = self.head(h)
+        else:
+            y = jnp.einsum("btd,vd->btv", h, self.embedding.get_value().astype(h.dtype))
+        y = y.astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return y if cap is None else cap * jnp.tanh(y / cap)
+
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        """Logits f32 `[B, T, V]` of whole rows, without a cache."""
+        return self.logits(self.hidden(inputs)[0], inputs.mixture)

@@ -1,0 +1,152 @@
+"""A model directory: everything that is needed to run, continue or export a model.
+
+runs/base/
+  model.yaml        ModelConfig
+  personas.yaml     the personas, in the order of the persona axis
+  tokenizer/        the tokenizer's own files, unchanged
+  checkpoints/N/    one Orbax step: `params`, and whatever a training run adds
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from abi_jax.config import dump_yaml, load
+from abi_jax.errors import InputError
+from abi_jax.model.config import ModelConfig
+from abi_jax.model.decoder import Decoder
+from abi_jax.model.weight import Tree, abstract, describe
+from abi_jax.persona import Persona, read_personas, save_personas
+from abi_jax.sharding.rules import AxisRules
+from abi_jax.text.tokenizer import Tokenizer
+
+PARAMS = "params"
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """The directory at `path`; nothing is read until it is asked for."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: Path, config: ModelConfig, tokenizer: Tokenizer, personas: Sequence[Persona] = ()
+    ) -> "ModelDirectory":
+        """Writes everything but the weights. `model.yaml` comes last: without it there is no model directory."""
+        path.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path / "tokenizer")
+        save_personas(personas, path / "personas.yaml")
+        _write_atomically(path / "model.yaml", dump_yaml(config))
+        return cls(path)
+
+    @classmethod
+    def write(
+        cls, path: Path, config: ModelConfig, tokenizer: Tokenizer, personas: Sequence[Persona], params: Tree
+    ) -> "ModelDirectory":
+        """Writes a whole directory with `params` as step 0, under another name until it is complete."""
+        check_new(path)
+        partial = path.with_name(path.name + ".partial")
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        made = cls(partial)
+        made.save_params(0, params)
+        if jax.process_index() == 0:
+            cls.create(partial, config, tokenizer, personas)
+            partial.rename(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "ModelDirectory":
+        """Returns the directory. `InputError` when `path` is not one, saying what it is instead."""
+        path = Path(path)
+        if (path / "model.yaml").is_file():
+            return cls(path)
+        if not path.exists():
+            raise InputError(f"model directory {str(path)!r} does not exist")
+        hint = f"; import it first: abi import {path} runs/base" if (path / "config.json").is_file() else ""
+        raise InputError(f"{str(path)!r} is not a model directory: it has no model.yaml{hint}")
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return load(ModelConfig, self.path / "model.yaml", env={})
+
+    @property
+    def personas(self) -> tuple[Persona, ...]:
+        """The personas, in the order of the persona axis."""
+        return read_personas(self.path / "personas.yaml")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return Tokenizer.load(self.path / "tokenizer")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the steps are."""
+        return (self.path / "checkpoints").absolute()
+
+    def steps(self) -> list[int]:
+        """All complete steps, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(self.checkpoints))
+
+    def latest_step(self) -> int | None:
+        """Newest complete step, or None."""
+        return max(self.steps(), default=None)
+
+    def save_params(self, step: int, params: Tree) -> None:
+        """Writes the weights as step `step`, atomically, and waits for them."""
+        with ocp.CheckpointManager(self.checkpoints, options=options()) as manager:
+            manager.save(step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
+
+    def load_params(
+        self,
+        *,
+        step: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
+        rules: AxisRules | None = None,
+    ) -> Tree:
+        """Reads the weights of a step (the newest by default) straight to their shards on `mesh`."""
+        steps = self.steps()
+        step = max(steps, default=None) if step is None else step
+        if step is None or step not in steps:
+            wanted = "checkpoint" if step is None else f"step {step}"
+            raise InputError(
+                f"{str(self.checkpoints)!r} has no {wanted}; its steps: {', '.join(map(str, steps)) or 'none'}"
+            )
+        config = self.config
+        _, weights = describe(lambda: Decoder(config))
+        target = abstract(weights, dtype, mesh, rules)
+        if mesh is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), target)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(self.checkpoints / str(step) / PARAMS, target)
+
+
+def check_new(path: Path) -> None:
+    """Raises `InputError` when `path` exists."""
+    if path.exists():
+        raise InputError(f"{str(path)!r} exists already; choose another directory, or remove it")
+
+
+def options(keep: int | None = None, asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
+    """Orbax settings that every writer of model directories shares."""
+    return ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

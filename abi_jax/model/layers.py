@@ -1,0 +1,150 @@
+"""The layers every decoder is made of: linear, normalisation, MLP, positions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from abi_jax.model.config import Activation, ModelConfig, RopeScaling
+from abi_jax.model.weight import param
+
+
+class Linear(nnx.Module):
+    """`y = W x + b` with `W` stored `[out, in]`.
+
+    `transposed` says that the tree to be merged holds `W` as `[in, out]` instead: which of the two is faster
+    depends on platform and batch, and the decode engine chooses (`model/layout.py`).
+    """
+
+    def __init__(
+        self, size_in: int, size_out: int, axes: tuple[str, str], *, bias: bool = False, scale: float = 0.02
+    ) -> None:
+        self.kernel = param((size_out, size_in), axes, scale=scale)
+        self.bias = param((size_out,), axes[:1], "zeros") if bias else None
+        self.transposed = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., in] -> [..., out]`, in the dtype of `x`."""
+        kernel = self.kernel.get_value().astype(x.dtype)
+        y = jnp.einsum("...d,df->...f" if self.transposed else "...d,fd->...f", x, kernel)
+        return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) * (offset + weight)` (arXiv:1910.07467), computed in f32; Gemma stores the weight minus one."""
+
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
+        self.weight = param((size,), ("norm",), "zeros" if offset else "ones")
+        self.eps, self.offset = eps, offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last dimension; keeps the dtype."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        weight = self.weight.get_value().astype(jnp.float32)
+        if self.offset:
+            return (y * (self.offset + weight)).astype(x.dtype)
+        return (weight * y.astype(x.dtype)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with weight and bias (arXiv:1607.06450), computed in f32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        self.weight = param((size,), ("norm",), "ones")
+        self.bias = param((size,), ("norm",), "zeros")
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last dimension; keeps the dtype."""
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.weight.get_value() + self.bias.get_value()).astype(x.dtype)
+
+
+def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """Returns the normalisation of width `d_model` that the configuration asks for."""
+    if config.norm == "layer":
+        return LayerNorm(config.d_model, config.norm_eps)
+    return RMSNorm(config.d_model, config.norm_eps, config.norm_offset)
+
+
+def activate(x: jax.Array, kind: Activation) -> jax.Array:
+    """The MLP's nonlinearity."""
+    match kind:
+        case "silu":
+            return jax.nn.silu(x)
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "relu":
+            return jax.nn.relu(x)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling, length: int) -> tuple[jax.Array, float]:
+    """Returns the `[head_dim / 2]` f32 angular frequencies and the factor on cosine and sine.
+
+    `length` matters to `dynamic` scaling alone: the context the frequencies are to serve.
+    """
+    if scaling.kind == "dynamic" and length > scaling.original_max_length:
+        ratio = scaling.factor * length / scaling.original_max_length - (scaling.factor - 1)
+        theta = theta * ratio ** (head_dim / (head_dim - 2))
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    freqs = 1.0 / (theta**exponents)
+    if scaling.kind == "linear":
+        return freqs / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        wavelength = 2 * math.pi / freqs
+        low = scaling.original_max_length / scaling.low_freq_factor
+        high = scaling.original_max_length / scaling.high_freq_factor
+        smooth = (scaling.original_max_length / wavelength - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        mixed = (1 - smooth) * freqs / scaling.factor + smooth * freqs
+        return jnp.where(wavelength > low, freqs / scaling.factor, jnp.where(wavelength < high, freqs, mixed)), 1.0
+    if scaling.kind == "yarn":
+        return _yarn(head_dim, theta, freqs, scaling)
+    return freqs, 1.0
+
+
+def _yarn(head_dim: int, theta: float, freqs: jax.Array, scaling: RopeScaling) -> tuple[jax.Array, float]:
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(scaling.original_max_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / (high - low), 0, 1)
+    factor = scaling.attention_factor
+    if factor is None:
+        factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return freqs / scaling.factor * ramp + freqs * (1 - ramp), factor
+
+
+def rope_angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns cosine and sine, f32 `[B, T, 1, head_dim / 2]`, of positions `[B, T]`."""
+    freqs, factor = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.max_length)
+    angles = positions[..., None, None].astype(jnp.float32) * freqs
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates `[B, T, H, d]` by RoPE (arXiv:2104.09864), halves paired as Hugging Face pairs them."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def sinusoid(positions: jax.Array, size: int) -> jax.Array:
+    """Returns sinusoidal position encodings (arXiv:1706.03762, section 3.5), f32 `[B, T, size]`."""
+    half = (size + 1) // 2
+    angles = positions[..., None].astype(jnp.float32) * jnp.exp(
+        -math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) * 2 / size
+    )
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, 2 * half)[..., :size]

@@ -1,0 +1,53 @@
+"""Rows of the persona axis: more of them, or a few of them alone."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from abi_jax.errors import InputError
+from abi_jax.model.config import ModelConfig
+from abi_jax.model.decoder import Decoder
+from abi_jax.model.weight import Tree, Weight, describe, initialize, map_weights
+from abi_jax.sharding.rules import AxisRules
+
+
+def widen(
+    config: ModelConfig,
+    params: Tree,
+    capacity: int,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    rules: AxisRules | None = None,
+) -> tuple[ModelConfig, Tree]:
+    """Returns the model with `capacity` persona rows; the rows it has stay bit-identical."""
+    if config.persona is None or capacity < config.persona.capacity:
+        has = config.persona.capacity if config.persona else 0
+        raise InputError(f"capacity {capacity} is below the {has} persona rows the model has")
+    config = replace(config, persona=replace(config.persona, capacity=capacity))
+    _, weights = describe(partial(Decoder, config))
+    fresh = initialize(weights, key, mesh=mesh, rules=rules)
+
+    def overlay(new: jax.Array, old: jax.Array) -> jax.Array:
+        if new.shape == old.shape:
+            return old
+        return jax.lax.dynamic_update_slice(new, old.astype(new.dtype), [0] * new.ndim)
+
+    return config, jax.tree.map(overlay, fresh, params)
+
+
+def row_mask(weights: Tree, rows: list[int]) -> Tree:
+    """Returns, per weight, f32 of broadcastable shape: 1 at the persona rows `rows`, 0 at all else.
+
+    Multiplied into the updates it trains those personas alone, whatever they share with the others.
+    """
+
+    def mask(_: str, weight: Weight) -> jax.Array:
+        if not weight.axes or weight.axes[0] != "persona":
+            return jnp.zeros((1,) * len(weight.shape))
+        picked = jnp.zeros(weight.shape[0]).at[jnp.asarray(rows)].set(1.0)
+        return picked.reshape(-1, *(1,) * (len(weight.shape) - 1))
+
+    return map_weights(mask, weights)

@@ -1,0 +1,65 @@
+"""Checkpoints of a run: weights, optimizer, data position and step, saved asynchronously, restored on any mesh."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from abi_jax.model.directory import PARAMS, options
+from abi_jax.train.step import TrainState
+from abi_jax.train.trees import Tree, join
+
+OPTIMIZER, POSITION = "optimizer", "position"
+
+
+class Checkpoints:
+    """The steps of one run, under `folder`. A step is listed only once it is whole."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._manager = ocp.CheckpointManager(folder, options=options(keep, asynchronous=True))
+
+    def latest(self) -> int | None:
+        """Newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, frozen: Tree, position: dict[str, Any]) -> None:
+        """Starts saving; returns once the device arrays are copied."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                **{
+                    PARAMS: ocp.args.StandardSave(join(state.params, frozen)),
+                    OPTIMIZER: ocp.args.StandardSave(state.optimizer),
+                    POSITION: ocp.args.JsonSave(position),
+                }
+            ),
+        )
+
+    def restore(self, step: int, params: Tree, optimizer: Any) -> tuple[Tree, Any, dict[str, Any]]:
+        """Returns weights, optimizer state and data position of `step`, laid out like the given trees."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    PARAMS: ocp.args.StandardRestore(jax.tree.map(_abstract, params)),
+                    OPTIMIZER: ocp.args.StandardRestore(jax.tree.map(_abstract, optimizer)),
+                    POSITION: ocp.args.JsonRestore(),
+                }
+            ),
+        )
+        return restored[PARAMS], restored[OPTIMIZER], restored[POSITION]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

@@ -1,0 +1,166 @@
+"""The training loop: batches in, checkpoints and metrics out, continued where it stopped."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from abi_jax.config import dump_yaml
+from abi_jax.data import Batches, merge_states
+from abi_jax.errors import InputError
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.sharding.context import use
+from abi_jax.sharding.mesh import make_mesh
+from abi_jax.sharding.rules import AxisRules
+from abi_jax.train.checkpoint import Checkpoints
+from abi_jax.train.config import TrainConfig
+from abi_jax.train.optimizer import make_optimizer
+from abi_jax.train.setup import Run, prepare
+from abi_jax.train.step import TrainState, initial_state, make_step, place_batch
+from abi_jax.train.trees import cut, is_persona, join
+
+
+def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
+    """Runs to `config.steps` and returns the last metrics. Continues what `config.out` holds, as `resume` says."""
+    mesh, rules = make_mesh(config.mesh), AxisRules()
+    with use(mesh, rules):
+        run = prepare(_adapt(config), mesh, rules)
+        with open_batches(run, "train") as batches, Checkpoints(_checkpoints(config), config.keep) as checkpoints:
+            state, frozen = _begin(run, batches, checkpoints)
+            return _loop(run, state, frozen, batches, checkpoints, progress)
+
+
+def open_batches(run: Run, split: str, **changes: Any) -> Batches:
+    """This process's share of the run's data; `changes` override fields of its `DataConfig`."""
+    return Batches(
+        replace(run.config.data, **changes),
+        run.tokenizer,
+        run.personas,
+        "train" if split == "train" else "held_out",
+        jax.process_index(),
+        jax.process_count(),
+    )
+
+
+def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
+    """Widens the batch's mixture to the model's persona axis."""
+    missing = capacity - batch["mixture"].shape[-1]
+    return {**batch, "mixture": np.pad(batch["mixture"], [(0, 0), (0, 0), (0, missing)])} if missing else batch
+
+
+def _adapt(config: TrainConfig) -> TrainConfig:
+    """A run that continues starts from its own directory, whatever it was first started from."""
+    if (config.out / "model.yaml").is_file():
+        if config.resume == "never":
+            raise InputError(f"out = {str(config.out)!r} holds a run already; choose another, or resume=auto")
+        if ModelDirectory(config.out).latest_step() is not None:
+            return replace(config, model=replace(config.model, init=config.out))
+    elif config.resume == "must":
+        raise InputError(f"out = {str(config.out)!r} holds no run to resume")
+    return config
+
+
+def _checkpoints(config: TrainConfig) -> Path:
+    return ModelDirectory(config.out).checkpoints
+
+
+def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+    optimizer = make_optimizer(run.config.optimizer, run.config.steps)
+    state = initial_state(run.trained, optimizer)
+    latest = checkpoints.latest()
+    if latest is None:
+        if jax.process_index() == 0:
+            ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
+            (run.config.out / "train.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
+        return state, run.frozen
+    params, inner, position = checkpoints.restore(latest, join(run.trained, run.frozen), state.optimizer)
+    trained, frozen = params, None
+    if run.frozen is not None:
+        frozen, trained = cut(params, lambda path: is_persona(path) != run.persona_mode)
+    batches.set_state(position)
+    return TrainState(trained, inner, jax.device_put(np.int32(latest), state.step.sharding)), frozen
+
+
+def _loop(
+    run: Run, state: TrainState, frozen: Any, batches: Batches, checkpoints: Checkpoints, progress: bool
+) -> dict[str, Any]:
+    config = run.config
+    capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
+    step = make_step(run.objective(len(batches.groups)), make_optimizer(config.optimizer, config.steps), run.updates)
+    done, last = int(state.step), {}
+    report = Reporter(config, batches.groups, done, progress)
+    with report:
+        while done < config.steps:
+            batch = place_batch(pad_personas(next(batches), capacity), run.mesh, run.rules)
+            state, metrics = step(state, frozen, batch)
+            done += 1
+            if done % config.log_every == 0 or done == config.steps:
+                last = report(done, metrics, batches.epoch)
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(state, frozen, gather_position(batches))
+    return last
+
+
+def gather_position(batches: Batches) -> dict[str, Any]:
+    """The data position of all processes as one, for a checkpoint that any number of them can continue."""
+    own = batches.get_state()
+    if jax.process_count() == 1:
+        return own
+    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([text.size]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return merge_states([json.loads(bytes(r[: int(n)])) for r, n in zip(rows, sizes.ravel(), strict=True)])
+
+
+class Reporter:
+    """Progress on standard error and `metrics.jsonl` beside the checkpoints; process 0 speaks for all."""
+
+    def __init__(self, config: TrainConfig, groups: tuple[str, ...], start: int, progress: bool) -> None:
+        self.config, self.groups = config, groups
+        self.speaks = jax.process_index() == 0
+        self._bar = tqdm(
+            total=config.steps,
+            initial=start,
+            unit="step",
+            disable=not (progress and self.speaks),
+            desc=f"training {config.data.mode}",
+            dynamic_ncols=True,
+        )
+        self._at, self._since = start, time.perf_counter()
+
+    def __call__(self, step: int, metrics: dict[str, jax.Array], epoch: float) -> dict[str, Any]:
+        """Waits for `metrics`, writes them, and returns them as plain numbers."""
+        values = jax.device_get(metrics)
+        now = time.perf_counter()
+        tokens = (step - self._at) * self.config.data.batch_size * self.config.data.length
+        speed = tokens / (now - self._since)
+        counted = zip(self.groups, values["group_loss"], values["group_tokens"], strict=True)
+        record = {
+            "step": step,
+            "loss": float(values["loss"]),
+            "gradient_norm": float(values["gradient_norm"]),
+            "tokens_per_second": speed,
+            "epoch": epoch,
+            "loss_by_group": {name: float(total / count) for name, total, count in counted if count},
+        }
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self.speaks:
+            with (self.config.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self._at, self._since = step, now
+        return record
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()

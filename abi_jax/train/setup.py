@@ -1,0 +1,129 @@
+"""What a run starts from: mesh, tokenizer, personas and weights, from a model directory or from nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from abi_jax.data import load_split, texts
+from abi_jax.errors import InputError
+from abi_jax.model.bank import add_personas
+from abi_jax.model.config import ModelConfig
+from abi_jax.model.decoder import Decoder
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.rows import row_mask, widen
+from abi_jax.model.weight import Tree, describe, initialize
+from abi_jax.persona import Persona, load_personas, reading_table, strict_table
+from abi_jax.sharding.rules import AxisRules
+from abi_jax.text import Tokenizer, train_tokenizer
+from abi_jax.train.config import TrainConfig
+from abi_jax.train.step import Objective
+from abi_jax.train.trees import cut, is_persona
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run ready to start: trained and frozen weights are on the mesh."""
+
+    config: TrainConfig
+    model: ModelConfig
+    mesh: Mesh
+    rules: AxisRules
+    tokenizer: Tokenizer
+    personas: tuple[Persona, ...]
+    graphdef: nnx.GraphDef
+    trained: Tree
+    frozen: Tree
+    updates: Tree | None
+
+    @property
+    def persona_mode(self) -> bool:
+        """Whether the persona terms take part."""
+        return self.config.data.mode == "persona"
+
+    def objective(self, groups: int) -> Objective:
+        """What is trained, for batches whose `group` index takes `groups` values."""
+        if not self.persona_mode or self.model.persona is None:
+            return Objective(self.graphdef, False, groups)
+        capacity = self.model.persona.capacity
+        reads, strict = pad_rules(self.personas, capacity)
+        return Objective(self.graphdef, True, groups, None if reads.all() else reads, strict)
+
+
+def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reading rules bool `[capacity, R]` and strictness `[capacity]`; rows without a persona read everything."""
+    reads = np.ones((capacity, reading_table(personas).shape[1]), bool)
+    strict = np.zeros(capacity, bool)
+    reads[: len(personas)], strict[: len(personas)] = reading_table(personas), strict_table(personas)
+    return reads, strict
+
+
+def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
+    """Reads or makes everything a run needs. Raises `InputError` before anything is written."""
+    start = ModelDirectory.open(config.model.init) if config.model.init else None
+    key = jax.random.key(config.seed)
+    if start is None:
+        personas = load_personas(config.personas)
+        records, _ = load_split(config.data, "train", personas)
+        tokenizer = train_tokenizer(texts(records), config.model.config.vocab_size)
+        model = replace(config.model.config, persona=None)
+    else:
+        tokenizer, model = start.tokenizer, start.config
+        personas = _continue(start.personas, config.personas)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {model.vocab_size}")
+
+    if start is None:
+        _, weights = describe(partial(Decoder, model))
+        params = initialize(weights, key, mesh=mesh, rules=rules)
+    else:
+        params = start.load_params(mesh=mesh, rules=rules)
+    if config.data.mode == "persona":
+        model, params = _make_room(config, model, params, len(personas), key, mesh, rules)
+
+    graphdef, weights = describe(
+        partial(
+            Decoder,
+            model,
+            dtype=jnp.dtype(config.model.dtype),
+            attention=config.model.attention,
+            remat=config.model.remat,
+        )
+    )
+    trained, frozen = params, None
+    if config.data.mode == "persona" and config.freeze_backbone:
+        trained, frozen = cut(params, is_persona)
+    elif config.data.mode == "backbone":
+        frozen, trained = cut(params, is_persona)
+    updates = None
+    if config.only:
+        names = [p.name for p in personas]
+        unknown = [n for n in config.only if n not in names]
+        if unknown:
+            raise InputError(f"only names {unknown[0]!r}; the run's personas are {', '.join(names)}")
+        updates, _ = cut(row_mask(weights, [names.index(n) for n in config.only]), is_persona)
+    return Run(config, model, mesh, rules, tokenizer, personas, graphdef, trained, frozen, updates)
+
+
+def _continue(has: tuple[Persona, ...], names: Sequence[str]) -> tuple[Persona, ...]:
+    if not has:
+        return load_personas(names)
+    new = [p for p in load_personas(names) if p.name not in {q.name for q in has}]
+    return (*has, *new)
+
+
+def _make_room(
+    config: TrainConfig, model: ModelConfig, params: Tree, count: int, key: jax.Array, mesh: Mesh, rules: AxisRules
+) -> tuple[ModelConfig, Tree]:
+    if model.persona is None:
+        shape = config.model.persona
+        capacity = max(shape.capacity, count)
+        return add_personas(model, params, replace(shape, capacity=capacity), key, rules=rules)
+    if model.persona.capacity < count:
+        return widen(model, params, 2 * count, key, mesh, rules)
+    return model, params

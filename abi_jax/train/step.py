@@ -1,0 +1,110 @@
+"""One training step: a pure function over parameter trees, compiled once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from abi_jax.model.weight import merge
+from abi_jax.sharding.rules import AxisRules
+from abi_jax.train.objectives import Arrays, group_sums, inputs_of, token_losses, weighted_mean
+from abi_jax.train.trees import Tree, join
+
+BATCH_AXES = ("batch", "length")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes: the trained weights, the optimizer's state, and the step number (int32)."""
+
+    params: Tree
+    optimizer: Any
+    step: jax.Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained on a batch. `groups`: how many values the batch's `group` index takes."""
+
+    graphdef: nnx.GraphDef
+    persona: bool
+    groups: int
+    reads: np.ndarray | None = None
+    strict: np.ndarray | None = None
+
+    def losses(self, trained: Tree, frozen: Tree, batch: Arrays) -> jax.Array:
+        """Loss of every token, f32 `[B, T]`."""
+        model = merge(self.graphdef, join(trained, frozen))
+        return token_losses(model, inputs_of(batch, self.persona, self.reads, self.strict), batch["targets"])
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, allowed: Tree | None = None
+) -> Callable[[TrainState, Tree, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the compiled step `(state, frozen, batch) -> (state, metrics)`; `state` is donated.
+
+    `allowed`, shaped to broadcast over the trained weights, is 0 where a weight must not move.
+    """
+
+    def step(state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss_of(trained: Tree) -> tuple[jax.Array, jax.Array]:
+            losses = objective.losses(trained, frozen, batch)
+            return weighted_mean(losses, batch["weights"]), losses
+
+        (loss, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, inner = optimizer.update(gradients, state.optimizer, state.params)
+        if allowed is not None:
+            updates = jax.tree.map(jnp.multiply, updates, allowed)
+        params = optax.apply_updates(state.params, updates)
+        sums, counts = group_sums(losses, batch["weights"], batch["group"], objective.groups)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "group_loss": sums,
+            "group_tokens": counts,
+        }
+        return TrainState(params, inner, state.step + 1), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluation(objective: Objective) -> Callable[[Tree, Tree, Arrays], tuple[jax.Array, jax.Array]]:
+    """Returns compiled `(trained, frozen, batch) -> (loss sums, token counts)` by group, f32 `[groups]`."""
+
+    def evaluate(trained: Tree, frozen: Tree, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        losses = objective.losses(trained, frozen, batch)
+        return group_sums(losses, batch["weights"], batch["group"], objective.groups)
+
+    return jax.jit(evaluate)
+
+
+def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns step 0; the optimizer's moments are sharded like the weights they belong to."""
+
+    placed = jax.tree.leaves(params)[0].sharding
+    whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+
+    def like(moment: jax.ShapeDtypeStruct, param: jax.Array) -> jax.sharding.Sharding:
+        return param.sharding if moment.shape == param.shape else whole
+
+    out = optax.tree_utils.tree_map_params(
+        optimizer, like, jax.eval_shape(optimizer.init, params), params, transform_non_params=lambda _: whole
+    )
+    return TrainState(params, jax.jit(optimizer.init, out_shardings=out)(params), jax.device_put(jnp.int32(0), whole))
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules) -> Arrays:
+    """Puts this process's rows of a batch on the mesh: rows over data axes, tokens over the sequence axis."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        axes = (*BATCH_AXES, *(None,) * (x.ndim - 2))
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, rules.spec(axes, mesh)), x)
+
+    return {name: put(x) for name, x in batch.items()}

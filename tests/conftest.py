@@ -1,0 +1,19 @@
+"""Every test runs on a CPU that JAX sees as 8 devices; set before anything imports JAX."""
+
+import os
+from pathlib import Path
+
+from abi_jax.sharding.simulate import simulated_devices
+
+DEVICES = 8
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.update(simulated_devices(DEVICES, os.environ))
+
+# Compiled programs are kept between runs: the second run of the suite compiles almost nothing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# The person's own settings must not reach the tests.
+for name in [n for n in os.environ if n.startswith("ABI_")]:
+    del os.environ[name]
