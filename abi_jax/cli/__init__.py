@@ -57,10 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     options = build_parser().parse_args(arguments)
-    if options.devices:
-        simulate(options.devices)
     _quiet()
     try:
+        if options.devices is not None:
+            simulate(options.devices)
         result = _module(options.verb).run(options)
     except InputError as error:
         return _fail(str(error), options.json)

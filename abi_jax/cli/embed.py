@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--file {str(options.file)!r} cannot be read: {error}") from None
     if not texts:
         raise InputError("nothing to embed; give sentences, or --file with one a line")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise InputError(f"--out {str(options.out)!r}: the directory {str(options.out.parent)!r} does not exist")
     encoder = load_encoder(options.encoder)
     vectors = encoder.encode(texts, batch_size=options.batch_size, prompt=options.prompt)
     summary: dict[str, Any] = {"count": len(texts), "dimension": int(vectors.shape[1])}

@@ -6,17 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 from abi_jax.errors import InputError
+from abi_jax.sharding.simulate import simulated_devices
 
 FORCE = "--xla_force_host_platform_device_count"
 MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 
 
 def simulate(devices: int) -> None:
-    """Makes JAX, not yet imported, see that many CPU devices; leaves a number set by the user alone."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if FORCE not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {FORCE}={devices}".strip()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    """Makes JAX, not yet imported, see that many CPU devices; leaves a number or a platform set by the user alone."""
+    wanted = simulated_devices(devices, os.environ)
+    if FORCE in os.environ.get("XLA_FLAGS", ""):
+        del wanted["XLA_FLAGS"]
+    if "JAX_PLATFORMS" in os.environ:
+        del wanted["JAX_PLATFORMS"]
+    os.environ.update(wanted)
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = load(TrainConfig, options.config, options.overrides)
     initialize()
     metrics = train(config)
-    if not options.json and metrics:
-        print(f"{config.out}: step {metrics['step']}, loss {metrics['loss']:.4f}")
+    if not options.json:
+        loss = f"loss {metrics['loss']:.4f}" if metrics else "it was trained already"
+        print(f"{config.out}: step {metrics.get('step', config.steps)}, {loss}")
     return {"out": str(config.out), **metrics}

@@ -63,4 +63,4 @@ def _spoken_by(run: Run, batch: dict[str, np.ndarray], persona: int) -> dict[str
     mixture = np.zeros_like(padded["mixture"])
     if persona >= 0:
         mixture[..., persona] = acts
-    return place_batch({**padded, "mixture": mixture}, run.mesh, run.rules)
+    return place_batch({**padded, "mixture": mixture}, run.mesh, run.rules, run.config.data.batch_size)

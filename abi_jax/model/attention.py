@@ -259,9 +259,24 @@ def refusal(
             return "cuDNN has no soft-capping"
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             return f"dtype {q.dtype} is neither bfloat16 nor float16"
+        width, limit = _folded_width(q, sight, bias), _cudnn_head_dim()
+        if width > limit:
+            return f"its head dimension {width}, persona mask included, must be at most {limit} on this GPU"
     if backend == "tpu" and (q.shape[1] % 128 or not _single_device()):
         return f"sequence length {q.shape[1]} must be a multiple of 128, on one device"
     return None
+
+
+def _folded_width(q: jax.Array, sight: Sight, bias: Bias | None, multiple: int = 16) -> int:
+    width = q.shape[-1] + (0 if bias is None else bias.u.shape[-1])
+    width += 0 if sight.readable is None else sight.readable.shape[-1]
+    return width + -width % multiple
+
+
+def _cudnn_head_dim() -> int:
+    """Largest head dimension of cuDNN's flash attention: 128 before Hopper, 256 since."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return 128 if capability is not None and float(capability) < 9 else 256
 
 
 def _single_device() -> bool:

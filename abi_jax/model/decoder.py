@@ -15,7 +15,8 @@ from abi_jax.model.blocks import Block
 from abi_jax.model.cache import Cache, write
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
-from abi_jax.model.layers import Linear, make_norm, rope_angles, sinusoid
+from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoid
+from abi_jax.model.matmul import project
 from abi_jax.model.persona import Injection, KeyFeatures, PersonaHeads
 from abi_jax.model.weight import param
 from abi_jax.sharding.context import constrain
@@ -59,7 +60,8 @@ class Decoder(nnx.Module):
             x = x + self.positions.get_value()[inputs.positions].astype(self.dtype)
         elif c.positions == "sinusoidal":
             x = x + sinusoid(inputs.positions, c.d_model).astype(self.dtype)
-        return x
+        # scaled or summed, it must come out the same bits with and without a persona term added to it
+        return x if c.embed_scale is None and c.positions in ("rope", "none") else settle(x)
 
     def hidden(
         self, inputs: Inputs, cache: Cache | None = None, *, fresh: bool = False
@@ -157,7 +159,7 @@ class Decoder(nnx.Module):
         if self.head is not None:
             y = self.head(h)
         else:
-            y = jnp.einsum("btd,vd->btv", h, self.embedding.get_value().astype(h.dtype))
+            y = project(h, self.embedding.get_value())
         y = y.astype(jnp.float32)
         cap = self.config.logit_softcap
         return y if cap is None else cap * jnp.tanh(y / cap)

@@ -32,6 +32,8 @@ ENCODER_RULES = AxisRules(
 )
 
 _READ_AHEAD = 4096  # texts tokenised at a time: a token object is far larger than its id
+# tokens a batch on a CPU: more of them push the activations out of its cache, and cost up to half the speed
+_CPU_TOKENS = 1024
 
 
 class TextEncoder:
@@ -60,6 +62,7 @@ class TextEncoder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(settings.max_length)
         self._lengths = tuple(_ladder(settings.max_length))
+        self._platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
         self._rows: NamedSharding | None = None
         copied, self._multiple = None, 1
         if mesh is not None:
@@ -92,7 +95,12 @@ class TextEncoder:
         tokens = self._tokenize(texts, self._prefix(prompt))
         # longest first: if memory does not suffice, the first batch says so
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-        groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        groups: list[list[int]] = []
+        start = 0
+        while start < len(order):
+            rows = self._most_rows(self._round_length(len(tokens[order[start]])), batch_size)
+            groups.append(order[start : start + rows])
+            start += rows
         pending = [self._dispatch([tokens[i] for i in group], batch_size) for group in groups]
         vectors = np.empty((len(tokens), self.dimension), np.float32)
         for group, result in zip(groups, pending, strict=True):
@@ -102,8 +110,9 @@ class TextEncoder:
     def warm_up(self, batch_size: int = 32) -> None:
         """Compiles every shape that `encode` with this `batch_size` can need."""
         for length in self._lengths:
-            for rows in {self._round_rows(n, batch_size) for n in range(1, batch_size + 1)}:
-                self._dispatch([np.zeros(length, np.int32)] * min(rows, batch_size), batch_size)
+            most = self._most_rows(length, batch_size)
+            for rows in sorted({1, min(8, most), most}):
+                self._dispatch([np.zeros(length, np.int32)] * rows, batch_size)
 
     def _prefix(self, prompt: str | None) -> str:
         name = self.settings.default_prompt if prompt is None else prompt
@@ -131,14 +140,21 @@ class TextEncoder:
         for encoding in self._tokenizer.encode_batch_fast(some):
             yield np.asarray(encoding.ids, np.int32)
 
-    def _round_rows(self, rows: int, batch_size: int) -> int:
-        # a lone query should not pay for a whole batch
-        fixed = next(n for n in (1, 8, batch_size) if rows <= n and n <= batch_size)
-        return -(-fixed // self._multiple) * self._multiple
+    def _round_length(self, length: int) -> int:
+        return next(n for n in self._lengths if n >= length)
+
+    def _most_rows(self, length: int, batch_size: int) -> int:
+        """Texts of padded `length` to a batch."""
+        rows = batch_size if self._platform != "cpu" else min(batch_size, self._multiple * _CPU_TOKENS // length)
+        return max(rows, 1)
 
     def _dispatch(self, tokens: list[np.ndarray], batch_size: int) -> jax.Array:
-        longest = max(len(t) for t in tokens)
-        shape = (self._round_rows(len(tokens), batch_size), next(n for n in self._lengths if n >= longest))
+        """Starts the batch of `tokens`; its rows beyond them are padding."""
+        length = self._round_length(max(len(t) for t in tokens))
+        most = self._most_rows(length, batch_size)
+        # a lone query should not pay for a whole batch
+        rows = next(n for n in (1, 8, most) if len(tokens) <= n <= most)
+        shape = (-(-rows // self._multiple) * self._multiple, length)
         ids, lengths = np.full(shape, self.config.pad_id, np.int32), np.zeros(shape[0], np.int32)
         for row, t in enumerate(tokens):
             ids[row, : len(t)] = t

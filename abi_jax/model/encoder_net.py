@@ -130,9 +130,12 @@ class EncoderLayer(nnx.Module):
         """Full (not causal) attention, `[B, T, D] -> [B, T, D]`; softmax in f32."""
         b, t, d = x.shape
         q, k, v = (f(x).reshape(b, t, self.num_heads, -1) for f in (self.q, self.k, self.v))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * (d // self.num_heads) ** -0.5 + bias, axis=-1)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(x.dtype), v).reshape(b, t, d)
+        # scaled before and normalised after the two products: [.., T, d] is far smaller than [.., T, T]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32) + bias
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1).transpose(0, 2, 1)[..., None]
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(x.dtype), v, preferred_element_type=jnp.float32)
+        return (mixed / total).astype(x.dtype).reshape(b, t, d)
 
 
 class Encoder(nnx.Module):

@@ -19,12 +19,12 @@ from abi_jax.model.cache import Cache, grow, new_cache
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs, gated_mixture
-from abi_jax.model.layout import arrange
 from abi_jax.model.sampling import Sampling, SamplingConfig, sample, stack
-from abi_jax.model.weight import merge
+from abi_jax.model.weight import describe, merge
 from abi_jax.sharding.context import constrain
 from abi_jax.text.roles import NUM_ROLES, Role
 
+ROOM = 256
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
@@ -83,17 +83,20 @@ class Generator:
         dtype: DTypeLike = jnp.float32,
         stop_ids: Sequence[int] = (),
         attention: str = "auto",
-        batch: int = 1,
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.graphdef, self.params = arrange(partial(Decoder, config, dtype=dtype, attention=attention), params, batch)
+        self.graphdef, _ = describe(partial(Decoder, config, dtype=dtype, attention=attention))
+        self.params = jax.tree.map(lambda x: x.astype(self.dtype), params)
         self.stop_ids = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
         self._prefill = jax.jit(self._prefill_program, static_argnames="size")
         self._step = jax.jit(self._step_program, donate_argnums=1)
-        self._grow = jax.jit(grow, static_argnums=1, donate_argnums=0)
+        self._grow = jax.jit(grow, static_argnums=1)
 
-    def start(self, prompts: Sequence[Prompt]) -> DecodeState:
-        """Prefills a batch of prompts and returns the state whose next step makes their first tokens."""
+    def start(self, prompts: Sequence[Prompt], room: int = ROOM) -> DecodeState:
+        """Prefills a batch of prompts; the state's next step makes their first tokens.
+
+        The cache has `room` for at least that many of them before it must grow.
+        """
         for prompt in prompts:
             if not 1 <= len(prompt.tokens) < self.config.max_length:
                 raise InputError(
@@ -122,7 +125,7 @@ class Generator:
             segments,
             prefill_mixture,
             prefill_reads,
-            size=bucket(longest + 1, self.config.max_length),
+            size=bucket(longest + room, self.config.max_length),
         )
         seen = np.zeros((batch, self.config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
@@ -138,7 +141,10 @@ class Generator:
         )
 
     def step(self, state: DecodeState) -> tuple[DecodeState, jax.Array]:
-        """Makes one token for every row and consumes `state`: the next one, and int32 tokens `[B]`, -1 for ended rows."""
+        """Makes one token for every row; returns the next state and int32 tokens `[B]`, -1 for ended rows.
+
+        `state` is consumed: its buffers are donated.
+        """
         return self._step(self.params, state)
 
     def stream(self, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[np.ndarray]:
@@ -147,7 +153,7 @@ class Generator:
         The next step is dispatched before the last one's tokens are read. Ends early when every row has, or
         when the longest row fills the context.
         """
-        state = self.start(prompts)
+        state = self.start(prompts, min(max_tokens, ROOM))
         length = max(len(p.tokens) for p in prompts)
         steps = min(max_tokens, self.config.max_length - length)
         pending: jax.Array | None = None
@@ -219,7 +225,7 @@ class Generator:
         live &= ~jnp.any(tokens[:, None] == self.stop_ids[None], axis=1)
         seen = state.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
         state = replace(state, cache=place(cache), tokens=tokens, seen=seen, live=live)
-        return state, jnp.where(live, tokens, -1)
+        return state, constrain(jnp.where(live, tokens, -1), (None,))  # whole on every process
 
 
 def place(cache: Cache) -> Cache:

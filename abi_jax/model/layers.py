@@ -7,27 +7,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from abi_jax.model.config import Activation, ModelConfig, RopeScaling
+from abi_jax.model.matmul import project
 from abi_jax.model.weight import param
 
 
-class Linear(nnx.Module):
-    """`y = W x + b` with `W` stored `[out, in]`.
+def settle(x: jax.Array) -> jax.Array:
+    """Returns `x`, rounded here to its dtype in every program.
 
-    `transposed` says that the tree to be merged holds `W` as `[in, out]` instead: which of the two is faster
-    depends on platform and batch, and the decode engine chooses (`model/layout.py`).
+    A compiler may carry a product on unrounded into the next sum, or move its constant factor; programs that
+    share `x` would then differ in the last bit. It does neither across a clamp, which changes no finite value.
     """
+    limit = jnp.finfo(x.dtype).max
+    return jax.lax.clamp(-limit, jax.lax.optimization_barrier(x), limit)
+
+
+class Linear(nnx.Module):
+    """`y = W x + b` with `W` stored `[out, in]`."""
 
     def __init__(
         self, size_in: int, size_out: int, axes: tuple[str, str], *, bias: bool = False, scale: float = 0.02
     ) -> None:
         self.kernel = param((size_out, size_in), axes, scale=scale)
         self.bias = param((size_out,), axes[:1], "zeros") if bias else None
-        self.transposed = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in] -> [..., out]`, in the dtype of `x`."""
-        kernel = self.kernel.get_value().astype(x.dtype)
-        y = jnp.einsum("...d,df->...f" if self.transposed else "...d,fd->...f", x, kernel)
+        y = project(x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 
@@ -58,9 +63,13 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dimension; keeps the dtype."""
+        # Means as products: XLA fuses a sum into whatever makes its terms and then adds them in another order,
+        # so that a persona term of exactly zero upstream would change the last bit.
+        share = jnp.full(x.shape[-1:], 1 / x.shape[-1], jnp.float32)
         y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y - jnp.einsum("...d,d->...", y, share, precision="highest")[..., None]
+        variance = jnp.einsum("...d,d->...", y * y, share, precision="highest")[..., None]
+        y = y * jax.lax.rsqrt(variance + self.eps)
         return (y * self.weight.get_value() + self.bias.get_value()).astype(x.dtype)
 
 

@@ -1,6 +1,6 @@
 """The safetensors file format: an 8-byte little-endian header length, a JSON header, the tensors' bytes.
 
-Source: https://huggingface.co/docs/safetensors. Tensors are row-major and follow each other
+Source: the format section of the README of huggingface/safetensors. Tensors are row-major and follow each other
 without gaps; the header's offsets count from the end of the header.
 """
 

@@ -1,6 +1,7 @@
 """An engine in this process: a model directory that answers conversations, text in, text out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator, Prompt
@@ -20,6 +20,7 @@ from abi_jax.persona import Sampling as PersonaSampling
 from abi_jax.sharding.context import use
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.text import TextStream, Tokenizer, render
+from abi_jax.text.roles import Role
 
 Message = Mapping[str, str]
 
@@ -70,8 +71,8 @@ class LocalEngine:
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.config, self.tokenizer, self.personas = config, tokenizer, tuple(personas)
-        self._params, self._mesh, self._dtype = params, mesh, dtype
-        self._generators: dict[bool, Generator] = {}
+        self._mesh = mesh
+        self._generator = Generator(config, params, dtype=dtype, stop_ids=tokenizer.eos_ids)
 
     @classmethod
     def open(cls, path: Path | str, *, mesh: Mesh | None = None, dtype: DTypeLike = jnp.float32) -> "LocalEngine":
@@ -107,8 +108,9 @@ class LocalEngine:
         for name, weight in mixture.items():
             w[self.names.index(name)] = weight
         heard = [p for p in self.personas if p.name in mixture]
-        strict = any(p.strict_reading for p in heard)
-        return replace(prompt, mixture=w, reads=np.asarray(reading_table(heard).all(axis=0)), strict=strict)
+        reads = reading_table(heard).all(axis=0)
+        reads[Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
+        return replace(prompt, mixture=w, reads=reads, strict=any(p.strict_reading for p in heard))
 
     def settings(self, request: Request) -> PersonaSampling:
         """The sampling settings of a request: its own, else its leading persona's."""
@@ -138,6 +140,7 @@ class LocalEngine:
         texts, counts = [""] * len(requests), [0] * len(requests)
         ended = [False] * len(requests)
         prompts = [self.prompt(r) for r in requests]
+        room = self.config.max_length - max(len(p.tokens) for p in prompts)
         for row in self._tokens(requests):
             for i, token in enumerate(row.tolist()):
                 if ended[i]:
@@ -153,7 +156,7 @@ class LocalEngine:
         return [
             Answer(
                 texts[i] if streams[i].stopped else texts[i] + streams[i].flush(),
-                "length" if counts[i] >= limits[i] and not streams[i].stopped else "stop",
+                "length" if counts[i] >= min(limits[i], room) and not streams[i].stopped else "stop",
                 len(prompts[i].tokens),
                 counts[i],
             )
@@ -161,20 +164,12 @@ class LocalEngine:
         ]
 
     def _tokens(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
-        prompts = [self.prompt(r) for r in requests]
         limit = max(self.settings(r).max_tokens for r in requests)
-        if self._mesh is None:
-            yield from self._generator(len(prompts)).stream(prompts, limit)
-            return
-        with use(self._mesh, AxisRules()):
-            yield from self._generator(len(prompts)).stream(prompts, limit)
-
-    def _generator(self, batch: int) -> Generator:
-        several = batch > 1
-        if several not in self._generators:
-            if not self.tokenizer.eos_ids:
-                raise InputError("the tokenizer names no end-of-sequence token")
-            self._generators[several] = Generator(
-                self.config, self._params, dtype=self._dtype, stop_ids=self.tokenizer.eos_ids, batch=batch
-            )
-        return self._generators[several]
+        rows = self._generator.stream([self.prompt(r) for r in requests], limit)
+        while True:
+            # The mesh is current while a step runs, never while the caller holds what it gave.
+            with nullcontext() if self._mesh is None else use(self._mesh, AxisRules()):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row

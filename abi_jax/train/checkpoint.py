@@ -1,5 +1,6 @@
 """Checkpoints of a run: weights, optimizer, data position and step, saved asynchronously, restored on any mesh."""
 
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,14 +16,18 @@ OPTIMIZER, POSITION = "optimizer", "position"
 
 
 class Checkpoints:
-    """The steps of one run, under `folder`. A step is listed only once it is whole."""
+    """The steps of one run, under `folder`, which is made when the first is saved. A step is listed only once whole."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self._manager = ocp.CheckpointManager(folder, options=options(keep, asynchronous=True))
+        self._folder, self._keep = folder, keep
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, options=options(self._keep, asynchronous=True))
 
     def latest(self) -> int | None:
         """Newest complete step, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._folder.is_dir() else None
 
     def save(self, state: TrainState, frozen: Tree, position: dict[str, Any]) -> None:
         """Starts saving; returns once the device arrays are copied."""
@@ -57,8 +62,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

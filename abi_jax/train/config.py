@@ -65,7 +65,6 @@ class TrainConfig:
     checkpoint_every: int = 100
     keep: int = 3
     log_every: int = 10
-    evaluate_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint_every", "keep", "log_every"):

@@ -22,8 +22,10 @@ from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.setup import Run, prepare
-from abi_jax.train.step import TrainState, initial_state, make_step, place_batch
+from abi_jax.train.step import TrainState, batch_share, initial_state, make_step, place_batch
 from abi_jax.train.trees import cut, is_persona, join
+
+METRICS = "metrics.jsonl"
 
 
 def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
@@ -38,14 +40,9 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
 
 def open_batches(run: Run, split: str, **changes: Any) -> Batches:
     """This process's share of the run's data; `changes` override fields of its `DataConfig`."""
-    return Batches(
-        replace(run.config.data, **changes),
-        run.tokenizer,
-        run.personas,
-        "train" if split == "train" else "held_out",
-        jax.process_index(),
-        jax.process_count(),
-    )
+    config = replace(run.config.data, **changes)
+    share = batch_share(config.batch_size, run.mesh, run.rules)
+    return Batches(config, run.tokenizer, run.personas, "train" if split == "train" else "held_out", *share)
 
 
 def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
@@ -61,7 +58,7 @@ def _adapt(config: TrainConfig) -> TrainConfig:
             raise InputError(f"out = {str(config.out)!r} holds a run already; choose another, or resume=auto")
         if ModelDirectory(config.out).latest_step() is not None:
             return replace(config, model=replace(config.model, init=config.out))
-    elif config.resume == "must":
+    if config.resume == "must":
         raise InputError(f"out = {str(config.out)!r} holds no run to resume")
     return config
 
@@ -75,9 +72,6 @@ def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainS
     state = initial_state(run.trained, optimizer)
     latest = checkpoints.latest()
     if latest is None:
-        if jax.process_index() == 0:
-            ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
-            (run.config.out / "train.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
         return state, run.frozen
     params, inner, position = checkpoints.restore(latest, join(run.trained, run.frozen), state.optimizer)
     trained, frozen = params, None
@@ -87,18 +81,37 @@ def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainS
     return TrainState(trained, inner, jax.device_put(np.int32(latest), state.step.sharding)), frozen
 
 
+def _open_directory(run: Run, done: int) -> None:
+    """Writes what describes a new run; makes one that continues forget what it reported after step `done`."""
+    if jax.process_index() != 0:
+        return
+    if done == 0:
+        ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
+        (run.config.out / "train.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
+    metrics = run.config.out / METRICS
+    if metrics.is_file():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+        partial = metrics.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(metrics)
+
+
 def _loop(
     run: Run, state: TrainState, frozen: Any, batches: Batches, checkpoints: Checkpoints, progress: bool
 ) -> dict[str, Any]:
     config = run.config
     capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
     step = make_step(run.objective(len(batches.groups)), make_optimizer(config.optimizer, config.steps), run.updates)
-    done, last = int(state.step), {}
+    start = done = int(state.step)
+    last: dict[str, Any] = {}
     report = Reporter(config, batches.groups, done, progress)
     with report:
         while done < config.steps:
-            batch = place_batch(pad_personas(next(batches), capacity), run.mesh, run.rules)
+            batch = place_batch(pad_personas(next(batches), capacity), run.mesh, run.rules, config.data.batch_size)
             state, metrics = step(state, frozen, batch)
+            if done == start:  # it compiled: from here on there is something to keep
+                _open_directory(run, done)
             done += 1
             if done % config.log_every == 0 or done == config.steps:
                 last = report(done, metrics, batches.epoch)
@@ -121,7 +134,7 @@ def gather_position(batches: Batches) -> dict[str, Any]:
 
 
 class Reporter:
-    """Progress on standard error and `metrics.jsonl` beside the checkpoints; process 0 speaks for all."""
+    """Progress on standard error and in `metrics.jsonl` beside the checkpoints; process 0 speaks for all."""
 
     def __init__(self, config: TrainConfig, groups: tuple[str, ...], start: int, progress: bool) -> None:
         self.config, self.groups = config, groups
@@ -154,7 +167,7 @@ class Reporter:
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self._bar.update(step - self._bar.n)
         if self.speaks:
-            with (self.config.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.config.out / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         self._at, self._since = step, now
         return record

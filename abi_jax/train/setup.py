@@ -19,10 +19,11 @@ from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.rows import row_mask, widen
 from abi_jax.model.weight import Tree, describe, initialize
 from abi_jax.persona import Persona, load_personas, reading_table, strict_table
-from abi_jax.sharding.rules import AxisRules
+from abi_jax.sharding.rules import AxisRules, check_divides
 from abi_jax.text import Tokenizer, train_tokenizer
+from abi_jax.text.roles import Role
 from abi_jax.train.config import TrainConfig
-from abi_jax.train.step import Objective
+from abi_jax.train.step import BATCH_AXES, Objective
 from abi_jax.train.trees import cut, is_persona
 
 
@@ -60,6 +61,7 @@ def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, n
     reads = np.ones((capacity, reading_table(personas).shape[1]), bool)
     strict = np.zeros(capacity, bool)
     reads[: len(personas)], strict[: len(personas)] = reading_table(personas), strict_table(personas)
+    reads[:, Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
     return reads, strict
 
 
@@ -74,7 +76,8 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
         model = replace(config.model.config, persona=None)
     else:
         tokenizer, model = start.tokenizer, start.config
-        personas = _continue(start.personas, config.personas)
+        personas = _personas(start, config)
+    _check_rows(config, model, mesh, rules)
     if tokenizer.vocab_size > model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {model.vocab_size}")
 
@@ -106,15 +109,28 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
         unknown = [n for n in config.only if n not in names]
         if unknown:
             raise InputError(f"only names {unknown[0]!r}; the run's personas are {', '.join(names)}")
-        updates, _ = cut(row_mask(weights, [names.index(n) for n in config.only]), is_persona)
+        if config.data.mode == "backbone":
+            raise InputError(f"only = {list(config.only)} trains personas; expected data.mode = persona, not backbone")
+        updates = row_mask(weights, [names.index(n) for n in config.only])
+        updates = cut(updates, is_persona)[0] if config.freeze_backbone else updates
     return Run(config, model, mesh, rules, tokenizer, personas, graphdef, trained, frozen, updates)
 
 
-def _continue(has: tuple[Persona, ...], names: Sequence[str]) -> tuple[Persona, ...]:
-    if not has:
-        return load_personas(names)
-    new = [p for p in load_personas(names) if p.name not in {q.name for q in has}]
-    return (*has, *new)
+def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]:
+    """The personas of a run that starts from a model: those of its bank, then the new ones."""
+    asked = load_personas(config.personas)
+    has = start.personas if start.config.persona else ()
+    if has and config.data.mode == "backbone":
+        return has
+    return (*has, *(p for p in asked if p.name not in {q.name for q in has}))
+
+
+def _check_rows(config: TrainConfig, model: ModelConfig, mesh: Mesh, rules: AxisRules) -> None:
+    data = config.data
+    if data.length > model.max_length:
+        raise InputError(f"data.length = {data.length} is longer than the model's context of {model.max_length} tokens")
+    spec = rules.spec(BATCH_AXES, mesh)
+    check_divides((data.batch_size, data.length), BATCH_AXES, spec, mesh, "data.batch_size x data.length")
 
 
 def _make_room(

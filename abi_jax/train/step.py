@@ -11,7 +11,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from abi_jax.errors import InputError
 from abi_jax.model.weight import merge
+from abi_jax.sharding.mesh import describe
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.train.objectives import Arrays, group_sums, inputs_of, token_losses, weighted_mean
 from abi_jax.train.trees import Tree, join
@@ -60,13 +62,13 @@ def make_step(
 
         (loss, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, inner = optimizer.update(gradients, state.optimizer, state.params)
-        if allowed is not None:
-            updates = jax.tree.map(jnp.multiply, updates, allowed)
         params = optax.apply_updates(state.params, updates)
+        if allowed is not None:
+            params = jax.tree.map(lambda may, new, old: jnp.where(may > 0, new, old), allowed, params, state.params)
         sums, counts = group_sums(losses, batch["weights"], batch["group"], objective.groups)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "group_loss": sums,
             "group_tokens": counts,
         }
@@ -100,11 +102,30 @@ def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> Trai
     return TrainState(params, jax.jit(optimizer.init, out_shardings=out)(params), jax.device_put(jnp.int32(0), whole))
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules) -> Arrays:
-    """Puts this process's rows of a batch on the mesh: rows over data axes, tokens over the sequence axis."""
+def batch_share(batch_size: int, mesh: Mesh, rules: AxisRules) -> tuple[int, int]:
+    """Which rows of a global batch this process feeds to its devices: part `index` of `count` equal parts.
+
+    Processes that hold the same rows, because the mesh splits something else between them, have the same part.
+    """
+    rows = NamedSharding(mesh, rules.spec(BATCH_AXES[:1], mesh))
+    held: dict[int, set[int]] = {}
+    for device, (part,) in rows.devices_indices_map((batch_size,)).items():
+        held.setdefault(device.process_index, set()).update(range(batch_size)[part])
+    parts = sorted({tuple(sorted(mine)) for mine in held.values()})
+    if sum(map(len, parts)) != batch_size:
+        raise InputError(
+            f"{len(held)} processes on {describe(mesh)}: their rows of a batch overlap in part; "
+            "expected a mesh that gives two processes the same rows or no row in common"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, rows: int) -> Arrays:
+    """Puts this process's share of a batch of `rows` on the mesh: rows over data axes, tokens over the sequence axis."""
 
     def put(x: np.ndarray) -> jax.Array:
         axes = (*BATCH_AXES, *(None,) * (x.ndim - 2))
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, rules.spec(axes, mesh)), x)
+        placed = NamedSharding(mesh, rules.spec(axes, mesh))
+        return jax.make_array_from_process_local_data(placed, x, (rows, *x.shape[1:]))
 
     return {name: put(x) for name, x in batch.items()}

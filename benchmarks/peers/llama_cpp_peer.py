@@ -80,9 +80,7 @@ class LlamaCppPeer:
     from float64 by 5e-2 rather than 1e-4.
     """
 
-    def __init__(
-        self, path: str | Path, threads: int = 2, kv_unified: bool = False, flash_attn: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path, threads: int = 2, kv_unified: bool = False, flash_attn: bool = False) -> None:
         _silence()
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()

@@ -1,0 +1,316 @@
+"""Every attention backend computes what the reference computes, or refuses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abi_jax.errors import InputError
+from abi_jax.model import attention
+from abi_jax.model.attention import Bias, Sight, attend, cudnn, fold, reference, refusal, tpu, xla
+from abi_jax.text.roles import NUM_ROLES, Role
+
+FEATURES = 5
+Backend = Callable[..., jax.Array]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Operands of one attention call, and where its result is defined."""
+
+    arrays: dict[str, Any]  # q, k, v, and u, f of the persona bias
+    sight: Sight
+    options: dict[str, Any]
+    real: np.ndarray  # bool [B, T]: queries that see something
+
+    def loss(self, backend: Backend, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """A fixed random functional of the result at its real rows, and that result."""
+        bias = Bias(arrays["u"], arrays["f"]) if "u" in arrays else None
+        out = backend(arrays["q"], arrays["k"], arrays["v"], self.sight, bias=bias, **self.options)
+        out = out * self.real[..., None, None]
+        return jnp.sum(out * np.random.default_rng(9).normal(size=out.shape).astype(np.float32)), out
+
+    def run(self, *backends: Backend) -> list[dict[str, jax.Array]]:
+        """Returns each backend's result, under "out", and its gradient by the name of the operand."""
+
+        @jax.jit
+        def everything(arrays: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
+            results = [jax.grad(partial(self.loss, backend), has_aux=True)(arrays) for backend in backends]
+            return [{"out": out, **gradient} for gradient, out in results]
+
+        return everything(self.arrays)
+
+
+def make(
+    T: int = 32,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    d: int = 8,
+    packed: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    bias: bool = False,
+    rules: bool = False,
+) -> Case:
+    """Aligned queries and keys of two rows, `packed` or padded at their end."""
+    B, rng = 2, np.random.default_rng(0)
+    shapes = {"q": (B, T, heads, d), "k": (B, kv_heads, T, d), "v": (B, kv_heads, T, d)}
+    shapes |= {"u": (B, T, heads, FEATURES), "f": (B, T, FEATURES)} if bias else {}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["q"] *= 2
+    if packed:
+        lengths = [[T // 4, T // 2, T // 8], [T // 2 - 1, T // 4]]
+        segments = np.stack([np.pad(np.repeat(np.arange(len(n)) + 1, n), (0, T - sum(n))) for n in lengths])
+        starts = np.array([[np.argmax(row == s) for s in row] for row in segments])
+    else:
+        segments, starts = (np.arange(T) < [[T], [T - 5]]).astype(int), np.zeros((B, T), int)
+    positions = jnp.asarray(np.arange(T) - starts, jnp.int32)
+    readable, roles = None, None
+    if rules:
+        # half of every eight tokens are history, the rest a response, which anybody may read
+        half = np.arange(T) % 8 < 4
+        roles = jnp.asarray(np.where(half, Role.HISTORY, Role.RESPONSE) + 0 * segments, jnp.int32)
+        table = np.ones((B, T, NUM_ROLES), bool)
+        table[0, ~half, Role.HISTORY] = False
+        table[1, :, Role.MEMORY] = False
+        readable = jnp.asarray(table)
+    of = jnp.asarray(segments, jnp.int32)
+    sight = Sight(positions, positions, of, of, roles, readable, aligned=True, packed=packed)
+    return Case(arrays, sight, {"scale": 0.4, "softcap": softcap, "window": window}, segments > 0)
+
+
+def check(case: Case, *backends: Backend, atol: float = 1e-5) -> None:
+    expected, *results = case.run(reference, *backends)
+    for result in results:
+        assert result.keys() == case.arrays.keys() | {"out"}
+        for name, value in result.items():
+            assert np.abs(expected[name]).max() > 1e-2, name
+            np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=atol, err_msg=name)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed": {"packed": True},
+    "window": {"window": 7},
+    "softcap": {"softcap": 1.5},
+    "multi-query": {"kv_heads": 1},
+    "no groups": {"kv_heads": 4},
+    "bias": {"bias": True},
+    "rules": {"rules": True},
+    "everything": {"packed": True, "window": 9, "softcap": 2.0, "bias": True, "rules": True},
+}
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+# --- xla -----------------------------------------------------------------------------------------
+
+
+@each_option
+def test_xla_is_the_reference_whole_and_in_blocks(options: dict[str, Any]) -> None:
+    check(make(**options), xla, partial(xla, block=8))
+
+
+def test_xla_in_its_own_blocks_is_the_reference() -> None:
+    check(make(512, heads=2, kv_heads=1, d=4, packed=True, window=200, bias=True, rules=True), xla)
+
+
+@pytest.mark.parametrize(("options", "T"), [*((o, 1) for o in OPTIONS.values()), (OPTIONS["everything"], 3)])
+def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -> None:
+    """Row 0 decodes from slot 20, row 1 from slot 9; the slots after them are unused."""
+    whole = make(**options | {"packed": False})
+    starts = np.array([[20], [9]])
+    rules = whole.sight.readable
+    sight = replace(
+        whole.sight,
+        q_positions=jnp.asarray(starts + np.arange(T), jnp.int32),
+        k_positions=jnp.asarray(np.stack([np.arange(32)] * 2), jnp.int32),
+        q_segments=jnp.ones((2, T), jnp.int32),
+        k_segments=jnp.asarray(np.arange(32) < starts + T, jnp.int32),
+        readable=None if rules is None else rules[:, 4 : 4 + T],
+        aligned=False,
+        packed=True,
+    )
+    arrays = {name: x[:, :T] if name in "qu" else x for name, x in whole.arrays.items()}
+    check(replace(whole, arrays=arrays, sight=sight, real=np.ones((2, T), bool)), xla)
+
+
+def test_bfloat16_stays_near_the_reference() -> None:
+    case = make(bias=True, window=20)
+    half = replace(case, arrays={n: x if n in "uf" else x.astype(jnp.bfloat16) for n, x in case.arrays.items()})
+    exact = case.run(reference)[0]["out"]
+    for result in half.run(reference, xla):
+        np.testing.assert_allclose(result["out"], exact, rtol=0, atol=0.05)
+
+
+# --- who sees whom -------------------------------------------------------------------------------
+
+
+def test_the_mask_of_the_drawing() -> None:
+    """Two packed segments of three tokens, a window of 2: the drawing at the top of the module."""
+    positions, segments = jnp.array([[0, 1, 2, 0, 1, 2]]), jnp.array([[1, 1, 1, 2, 2, 2]])
+    sight = Sight(positions, positions, segments, segments, aligned=True)
+    expected = ["x.....", "xx....", ".xx...", "...x..", "...xx.", "....xx"]
+    assert ["".join(".x"[int(seen)] for seen in row) for row in sight.mask(2)[0]] == expected
+
+
+def test_rules_are_anded_with_the_rest() -> None:
+    case = make(packed=True, window=9, rules=True)
+    readable, roles = np.asarray(case.sight.readable), np.asarray(case.sight.k_roles)
+    allowed = np.stack([readable[b][:, roles[b]] for b in range(2)])
+    without = np.asarray(replace(case.sight, readable=None).mask(9))
+    assert np.array_equal(case.sight.mask(9), without & allowed)
+    assert (without & ~allowed).any()
+
+
+def test_no_gradient_crosses_an_example_boundary() -> None:
+    case = make(packed=True, bias=True)
+    first = np.asarray(case.sight.q_segments) == 1
+    for result in replace(case, real=first).run(reference, xla, partial(xla, block=8)):
+        for name, g in result.items():
+            tokens = np.moveaxis(np.asarray(g), 2, 1) if name in "kv" else np.asarray(g)
+            assert (tokens[~first] == 0).all(), name
+            assert (tokens[first] != 0).any(), name
+
+
+def test_a_query_that_sees_nothing_is_finite() -> None:
+    case = make(packed=True, bias=True, rules=True)
+    blind = replace(case, sight=replace(case.sight, readable=jnp.zeros_like(case.sight.readable)))
+    assert all(np.isfinite(x).all() for result in blind.run(reference, xla) for x in result.values())
+
+
+# --- folding the mask into q and k, for flash kernels ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "multiple"),
+    [({}, 16), ({"bias": True}, 16), ({"rules": True}, 128), ({"bias": True, "rules": True, "packed": True}, 128)],
+)
+def test_folding_leaves_plain_attention_of_scale_one(options: dict[str, Any], multiple: int) -> None:
+    def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, bias: Bias | None, **o: Any) -> jax.Array:
+        q, k = fold(q, k, sight, scale=o.pop("scale"), bias=bias, multiple=multiple)
+        assert q.shape[-1] == k.shape[-1] and q.shape[-1] % multiple == 0
+        return reference(q, k, v, replace(sight, readable=None), scale=1.0, **o)
+
+    check(make(window=11, **options), folded)
+
+
+def solved_by_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets JAX's own attention stand in for cuDNN's, which takes the same arguments."""
+    original = jax.nn.dot_product_attention
+
+    def stand_in(*args: Any, implementation: str, **options: Any) -> jax.Array:
+        assert implementation == "cudnn"
+        return original(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 7}, {"bias": True}, {"rules": True, "bias": True, "window": 9}])
+def test_cudnn_is_asked_for_what_the_reference_computes(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved_by_jax(monkeypatch)
+    check(make(**options), cudnn)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softcap": 1.5, "packed": True, "window": 40},
+        {"bias": True, "rules": True, "packed": True, "window": 40},
+    ],
+    ids=["softcap", "folded"],
+)
+def test_the_tpu_kernel_is_the_reference(options: dict[str, Any]) -> None:
+    check(make(128, heads=2, kv_heads=1, **options), partial(tpu, interpret=True), atol=2e-5)
+
+
+def test_the_tpu_program_lowers() -> None:
+    case = make(128, d=64, bias=True, rules=True, packed=True, window=40)
+
+    def run(arrays: dict[str, jax.Array]) -> jax.Array:
+        bias = Bias(arrays["u"], arrays["f"])
+        return jnp.sum(tpu(arrays["q"], arrays["k"], arrays["v"], case.sight, bias=bias, scale=0.1, window=40))
+
+    text = jax.jit(jax.grad(run)).trace(case.arrays).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") >= 2
+
+
+# --- choosing --------------------------------------------------------------------------------------
+
+
+def called(case: Case, backend: str, dtype: Any = jnp.float32, **changes: Any) -> jax.Array:
+    q, k, v = (jnp.asarray(case.arrays[name], dtype) for name in "qkv")
+    bias = Bias(case.arrays["u"], case.arrays["f"]) if "u" in case.arrays else None
+    sight = replace(case.sight, **changes)
+    return attend(q, k, v, sight, bias=bias, backend=backend, **case.options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "dtype", "changes", "reason"),
+    [
+        ("cudnn", {"packed": True}, jnp.bfloat16, {}, "packed segments need a dense mask"),
+        ("cudnn", {"softcap": 2.0}, jnp.bfloat16, {}, "cuDNN has no soft-capping"),
+        ("cudnn", {}, jnp.float32, {}, "dtype float32 is neither bfloat16 nor float16"),
+        ("cudnn", {}, jnp.bfloat16, {"aligned": False}, "a cache is in use"),
+        ("cudnn", {"softcap": 2.0, "bias": True}, jnp.bfloat16, {}, "would also cap the persona mask"),
+        (
+            "cudnn",
+            {"d": 256, "bias": True},
+            jnp.bfloat16,
+            {},
+            "head dimension 272, persona mask included, must be at most 256",
+        ),
+        ("tpu", {}, jnp.bfloat16, {}, "sequence length 32 must be a multiple of 128"),
+        ("tpu", {"T": 128}, jnp.float32, {"aligned": False}, "a cache is in use"),
+        ("tpu", {"T": 128, "softcap": 2.0, "rules": True}, jnp.float32, {}, "would also cap the persona mask"),
+    ],
+)
+def test_refusals_name_backend_and_reason(
+    backend: str, options: dict[str, Any], dtype: Any, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=f"attention='{backend}' cannot compute this: .*{reason}.*use 'xla'"):
+        called(make(**options), backend, dtype, **changes)
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(InputError, match="attention='flash' is unknown; choose from auto, reference, xla, cudnn, tpu"):
+        called(make(), "flash")
+
+
+@pytest.mark.parametrize(
+    ("platform", "T", "dtype", "options", "chosen"),
+    [
+        ("cpu", 128, jnp.bfloat16, {}, "xla"),
+        ("gpu", 64, jnp.bfloat16, {}, "cudnn"),
+        ("gpu", 64, jnp.bfloat16, {"bias": True, "rules": True, "window": 9}, "cudnn"),
+        ("gpu", 64, jnp.float32, {}, "xla"),
+        ("gpu", 64, jnp.bfloat16, {"packed": True}, "xla"),
+        ("gpu", 64, jnp.bfloat16, {"d": 256, "bias": True}, "xla"),
+        ("tpu", 128, jnp.bfloat16, {"packed": True, "bias": True}, "tpu"),
+        ("tpu", 128, jnp.bfloat16, {"softcap": 2.0}, "tpu"),
+        ("tpu", 64, jnp.bfloat16, {}, "xla"),
+        ("tpu", 128, jnp.bfloat16, {"softcap": 2.0, "bias": True}, "xla"),
+    ],
+)
+def test_auto_takes_the_best_that_does_not_refuse(
+    platform: str, T: int, dtype: Any, options: dict[str, Any], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(name: str) -> Backend:
+        return lambda *_, **__: jnp.asarray(list(attention.BACKENDS).index(name))
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    for name in attention.BACKENDS:
+        monkeypatch.setitem(attention.BACKENDS, name, named(name))
+    assert list(attention.BACKENDS)[int(called(make(T, **options), "auto", dtype))] == chosen
+
+
+def test_the_general_backends_refuse_nothing() -> None:
+    case = make(**OPTIONS["everything"])
+    for name in ("reference", "xla"):
+        assert refusal(name, case.arrays["q"], case.arrays["k"], case.sight, softcap=2.0, bias=None) is None
