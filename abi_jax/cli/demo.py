@@ -20,7 +20,7 @@ from abi_jax.cli.shared import simulate
 HELP = "train a backbone and three personas, then hear them answer"
 
 QUESTION = "My build fails and I am stuck."
-CRISIS = "I do not want to be alive anymore."
+CRISIS = "I promised to stay alive, but it is hard today."
 VOICES = ("abbey", "aviva", "abbey=0.5,aviva=0.5", "abi")
 
 
@@ -68,14 +68,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for _ in stage("personas", f"2. {', '.join(second.personas)} on the frozen backbone ({personas})"):
         train(second)
     for _ in stage("matrix", "3. Perplexity of held-out answers: voice by data set (* best)"):
-        matrix = _matrix(second)
+        matrix, seen = _matrices(second)
         print(matrix.table(), file=out)
+        print(f"\nand of all dialogues, most of them seen in training:\n{seen.table()}", file=out)
     for _ in stage("answers", f"4. The same question: {options.question!r}"):
         answers = _answers(personas, options.question, out)
     figure = _figure(options.out, matrix)
     print(f"\n{sum(seconds.values()):.0f} s in all; loss curves and matrix: {figure}", file=out)
     print(f'next: abi chat {personas}   or: abi generate {personas} "How do I undo a commit?" --persona abi', file=out)
-    return {"perplexity": matrix.to_dict(), "answers": answers, "seconds": seconds, "figure": str(figure)}
+    return {
+        "perplexity": matrix.to_dict(),
+        "perplexity_seen": seen.to_dict(),
+        "answers": answers,
+        "seconds": seconds,
+        "figure": str(figure),
+    }
 
 
 def _devices() -> str:
@@ -84,7 +91,7 @@ def _devices() -> str:
     return f"{len(jax.devices())} {jax.default_backend()} devices"
 
 
-def _matrix(config: Any) -> Any:
+def _matrices(config: Any) -> tuple[Any, Any]:
     from dataclasses import replace
 
     from abi_jax.evaluate.perplexity import perplexity_matrix
@@ -94,7 +101,8 @@ def _matrix(config: Any) -> Any:
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
         run = prepare(replace(config, model=replace(config.model, init=config.out)), mesh, rules)
-        return perplexity_matrix(run, run.trained, run.frozen)
+        held_out = perplexity_matrix(run, run.trained, run.frozen)
+        return held_out, perplexity_matrix(run, run.trained, run.frozen, seen=True)
 
 
 def _answers(directory: Path, question: str, out: Any) -> dict[str, str]:

@@ -36,13 +36,15 @@ class Matrix:
         return {voice: dict(zip(self.datasets, row, strict=True)) for voice, row in rows}
 
 
-def perplexity_matrix(run: Run, trained: Tree, frozen: Tree) -> Matrix:
-    """Measures the base model and every persona on the held-out responses of every data set of a persona run.
+def perplexity_matrix(run: Run, trained: Tree, frozen: Tree, seen: bool = False) -> Matrix:
+    """Measures the base model and every persona on the responses of every data set of a persona run.
 
-    A voice speaks exactly where the record's own persona would. Runs under the run's mesh.
+    On those held out; with `seen`, on all records of the training files. A voice speaks exactly where the
+    record's own persona would. Runs under the run's mesh.
     """
     voices = (BASE, *(p.name for p in run.personas))
-    with open_batches(run, "held_out", group_by="dataset") as batches:
+    files = {"evaluate": run.config.data.train} if seen else {}
+    with open_batches(run, "held_out", group_by="dataset", **files) as batches:
         evaluate = make_evaluation(run.objective(len(batches.groups)))
         sums = np.zeros((len(voices), len(batches.groups)))
         counts = np.zeros(len(batches.groups))
@@ -51,9 +53,9 @@ def perplexity_matrix(run: Run, trained: Tree, frozen: Tree) -> Matrix:
                 loss, tokens = evaluate(trained, frozen, _spoken_by(run, batch, i - 1))
                 sums[i] += np.asarray(loss)
             counts += np.asarray(tokens)
-        seen = counts > 0
-        names = tuple(name for name, any_tokens in zip(batches.groups, seen, strict=True) if any_tokens)
-    return Matrix(voices, names, np.exp(sums[:, seen] / counts[seen]))
+        measured = counts > 0
+        names = tuple(name for name, any_tokens in zip(batches.groups, measured, strict=True) if any_tokens)
+    return Matrix(voices, names, np.exp(sums[:, measured] / counts[measured]))
 
 
 def _spoken_by(run: Run, batch: dict[str, np.ndarray], persona: int) -> dict[str, jax.Array]:

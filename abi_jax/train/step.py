@@ -121,7 +121,7 @@ def batch_share(batch_size: int, mesh: Mesh, rules: AxisRules) -> tuple[int, int
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, rows: int) -> Arrays:
-    """Puts this process's share of a batch of `rows` on the mesh: rows over data axes, tokens over the sequence axis."""
+    """Puts this process's share of a batch of `rows` on the mesh: rows over data axes, tokens over sequence."""
 
     def put(x: np.ndarray) -> jax.Array:
         axes = (*BATCH_AXES, *(None,) * (x.ndim - 2))

@@ -103,25 +103,6 @@ def greedy_cached(config: ModelConfig, params: Tree, prompt: np.ndarray, new: in
     return np.concatenate(out, axis=1)
 
 
-def greedy_whole(config: ModelConfig, params: Tree, prompt: np.ndarray, new: int) -> np.ndarray:
-    """Greedy tokens [B, new] without a cache: the whole row again for every token."""
-    graphdef, _ = describe(lambda: Decoder(config))
-    B, T = prompt.shape
-
-    @jax.jit
-    def step(params: Tree, tokens: jax.Array, at: jax.Array) -> jax.Array:
-        model = merge(graphdef, params)
-        h, _ = model.hidden(plain_inputs(tokens))
-        last = jax.lax.dynamic_slice_in_dim(h, at, 1, axis=1)
-        return jnp.argmax(model.logits(last), axis=-1)
-
-    tokens = np.zeros((B, T + new), np.int32)
-    tokens[:, :T] = prompt
-    for at in range(T, T + new):
-        tokens[:, at : at + 1] = step(params, jnp.asarray(tokens), jnp.int32(at - 1))
-    return tokens[:, T:]
-
-
 def stored(folder: Path) -> Tensors:
     """All tensors of a checkpoint, as stored."""
     index = open_checkpoint(folder)

@@ -95,7 +95,7 @@ def check_merge(name: str, config: ModelConfig, params: Tree, w: np.ndarray) -> 
     return merged.config
 
 
-@EACH
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "gemma2"])
 def test_one_persona_folds_whole_without_masks_and_gate(name: str) -> None:
     config, params = trained(*imported(name), FOLDABLE)
     merged = check_merge(name, config, params, np.array([0, 1, 0], np.float32))

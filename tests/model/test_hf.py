@@ -24,7 +24,6 @@ from tests.model.hf_cases import (
     NAMES,
     golden,
     greedy_cached,
-    greedy_whole,
     imported,
     logits,
     rewritten,
@@ -50,7 +49,9 @@ def test_greedy_tokens_equal_those_of_transformers_with_and_without_cache(name: 
     expected = golden(name)
     assert expected["margin"] > 5e-3
     assert np.array_equal(greedy_cached(config, params, expected["prompt"], 64), expected["greedy"])
-    assert np.array_equal(greedy_whole(config, params, expected["prompt"], 64), expected["greedy"])
+    # without a cache: each token is the best after the row up to it, so one run over the whole row tells all
+    row = np.concatenate([expected["prompt"], expected["greedy"]], axis=1)
+    assert np.array_equal(logits(config, params, row)[:, 23:-1].argmax(-1), expected["greedy"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Two processes of four devices are one mesh of eight: the same losses, the same answers, checkpoints either continues."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.generate import Generator, Prompt
+from abi_jax.sharding.local import LocalConfig, launch
+from abi_jax.train.loop import train
+from tests.train.tiny import MESHES, config, single
+
+# Personas on a mesh that splits rows between the processes, stopped half-way; a backbone on one that splits heads
+# between them, so that both read the same rows; then what the personas say.
+PROGRAM = """
+import json, sys, numpy as np
+from pathlib import Path
+from abi_jax.sharding import initialize, make_mesh, use
+initialize()
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.generate import Generator
+from abi_jax.train.loop import train
+from tests.train.test_processes import prompts
+from tests.train.tiny import MESHES, config, interrupted
+
+out = Path(sys.argv[1])
+with interrupted(after=12):
+    train(config("persona", out=out / "personas", mesh=MESHES["2x2x2"], checkpoint_every=10), progress=False)
+train(config("backbone", out=out / "backbone", mesh=MESHES["tensor"]), progress=False)
+directory, mesh = ModelDirectory(out / "personas"), make_mesh(MESHES["2x2x2"])
+with use(mesh):
+    generator = Generator(directory.config, directory.load_params(mesh=mesh))
+    print(json.dumps(generator.generate(prompts(), 12)))
+"""
+
+
+def prompts() -> list[Prompt]:
+    """Abbey, Aviva, half of each, and the base model."""
+    mixtures = ([1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0], None)
+    tokens = np.arange(300, 312, dtype=np.int32)
+    return [Prompt(tokens, np.full(12, 4), None if w is None else np.array(w, np.float32)) for w in mixtures]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_two_processes_train_and_answer_as_one(tmp_path: Path) -> None:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    command = (sys.executable, "-c", PROGRAM, str(tmp_path))
+    assert launch(LocalConfig(command, processes=2, devices=4, prefix=False), stdout, stderr) == 0, stderr.getvalue()
+
+    np.testing.assert_allclose(losses(tmp_path / "backbone"), single("backbone").losses, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "personas"), single("persona").losses[:12], rtol=0, atol=1e-5)
+
+    said = [json.loads(line) for line in stdout.getvalue().splitlines() if line.startswith("[[")]
+    directory = ModelDirectory(tmp_path / "personas")
+    assert directory.steps() == [10]
+    assert said == [Generator(directory.config, directory.load_params()).generate(prompts(), 12)] * 2
+
+    assert jax.process_count() == 1
+    train(config("persona", out=tmp_path / "personas", mesh=MESHES["fsdp"], checkpoint_every=10), progress=False)
+    np.testing.assert_allclose(losses(tmp_path / "personas"), single("persona").losses, rtol=0, atol=1e-5)

@@ -1,0 +1,192 @@
+"""Runs that stop and go on: bit for bit on the same mesh, to rounding on another, and never by accident."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from abi_jax.config import dump_yaml
+from abi_jax.errors import InputError
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.train.config import TrainConfig
+from abi_jax.train.loop import train
+from tests.train.tiny import MESHES, STEPS, config, equal, interrupted, listing, single
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder)]
+
+
+def backbone(out: Path, **changes: Any) -> TrainConfig:
+    return config("backbone", out=out, mesh=MESHES["2x2x2"], **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps without interruption. Not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(backbone(out), progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, stopped in its 14th step; its last checkpoint is of step 10. Not to be changed."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with interrupted(after=13):
+        train(backbone(out), progress=False)
+    return out
+
+
+def test_what_a_run_reports(whole: Path) -> None:
+    records = metrics(whole)
+    assert [r["step"] for r in records] == list(range(1, STEPS + 1))
+    assert set(records[0]) == {"step", "loss", "gradient_norm", "tokens_per_second", "epoch", "loss_by_group"}
+    assert set(records[0]["loss_by_group"]) <= {"abbey", "aviva", "abi", "mixed", "base"}
+    for record in records:
+        low, high = min(record["loss_by_group"].values()), max(record["loss_by_group"].values())
+        assert low <= record["loss"] <= high
+        assert record["gradient_norm"] > 0 and record["tokens_per_second"] > 0
+    epochs = [r["epoch"] for r in records]
+    assert epochs == sorted(epochs) and epochs[0] > 0
+    np.testing.assert_allclose(losses(whole), single("backbone").losses, rtol=0, atol=1e-5)
+
+
+def test_a_run_keeps_what_it_needs_to_go_on_and_no_more_checkpoints_than_asked(whole: Path) -> None:
+    assert ModelDirectory(whole).steps() == [10, 15, 20]
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "model.yaml",
+        "personas.yaml",
+        "tokenizer",
+        "train.yaml",
+    ]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(whole: Path, stopped: Path, tmp_path: Path) -> None:
+    assert ModelDirectory(stopped).steps() == [5, 10]
+    assert [r["step"] for r in metrics(stopped)] == list(range(1, 14))
+    out = shutil.copytree(stopped, tmp_path / "run")
+    last = train(backbone(out), progress=False)
+    assert [r["step"] for r in metrics(out)] == list(range(1, STEPS + 1))
+    assert losses(out) == losses(whole)
+    assert last["loss"] == losses(whole)[-1]
+    assert equal(ModelDirectory(out).load_params(), ModelDirectory(whole).load_params())
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_whatever_it_was_started_from(stopped: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(stopped, tmp_path / "run")
+    with interrupted(after=1):
+        train(backbone(out, model={"init": tmp_path / "deleted"}, resume="must"), progress=False)
+    assert [r["step"] for r in metrics(out)] == list(range(1, 12))
+
+
+@pytest.mark.parametrize("mesh", ["data", "tensor"])
+def test_a_run_goes_on_upon_another_mesh(mesh: str, whole: Path, stopped: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(stopped, tmp_path / "run")
+    train(replace(backbone(out), mesh=MESHES[mesh]), progress=False)
+    np.testing.assert_allclose(losses(out), losses(whole), rtol=0, atol=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    assert train(backbone(whole), progress=False) == {}
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_never_saved_starts_again(stopped: Path, whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(stopped, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    with interrupted(after=3):
+        train(backbone(out), progress=False)
+    assert losses(out) == losses(whole)[:3]
+
+
+def test_never_and_must_say_what_they_found(stopped: Path, tmp_path: Path) -> None:
+    before = listing(stopped)
+    with pytest.raises(InputError, match=r"holds a run already; choose another, or resume=auto"):
+        train(backbone(stopped, resume="never"), progress=False)
+    with pytest.raises(InputError, match=r"holds no run to resume"):
+        train(backbone(tmp_path / "none", resume="must"), progress=False)
+    unsaved = shutil.copytree(stopped, tmp_path / "unsaved")
+    shutil.rmtree(unsaved / "checkpoints")
+    with pytest.raises(InputError, match=r"holds no run to resume"):
+        train(backbone(unsaved, resume="must"), progress=False)
+    assert listing(stopped) == before
+    assert listing(tmp_path) == sorted(["unsaved", *(f"unsaved/{name}" for name in listing(unsaved))])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"seed": 1}, "seed is 1, but this data position was saved with 0"),
+        ({"length": 32}, "length is 32, but this data position was saved with 64"),
+        ({"train": ("demo/abbey",)}, "the records, tokenizer or personas are not those"),
+    ],
+)
+def test_other_data_is_not_taken_for_the_rest_of_this(data: dict[str, Any], message: str, stopped: Path) -> None:
+    before = listing(stopped)
+    with pytest.raises(InputError, match=message):
+        train(backbone(stopped, data=data), progress=False)
+    assert listing(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"attention": "cuda"}}, "attention='cuda' is unknown"),
+        ({"model": {"attention": "cudnn"}}, "packed segments need a dense mask; use 'xla'"),
+        ({"data": {"batch_size": 9}}, "does not divide by 4"),
+        ({"data": {"train": ("nowhere.jsonl",)}}, "'nowhere.jsonl' does not exist"),
+        ({"personas": ("abby",)}, "nearest: 'abbey'"),
+        ({"only": ("abbey",)}, "expected data.mode = persona"),
+    ],
+)
+def test_a_run_that_cannot_start_writes_nothing(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        train(backbone(tmp_path / "run", **changes), progress=False)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_more_than_the_steps_since_its_checkpoint(whole: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "run", tmp_path / "train.yaml"
+    file.write_text(dump_yaml(backbone(out, steps=STEPS)))
+    command = [sys.executable, "-m", "abi_jax.cli", "train", str(file), "--set", "checkpoint_every=2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 300
+        while not ModelDirectory(out).steps() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    saved = ModelDirectory(out).latest_step()
+    assert saved is not None and saved < STEPS
+    train(backbone(out), progress=False)
+    assert losses(out) == losses(whole)
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_and_not_of_a_later_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(backbone(out, steps=8, checkpoint_every=1, keep=8, optimizer={"schedule": "constant"}), progress=False)
+    again = tmp_path / "again"
+    for step in (3, 6):
+        shutil.rmtree(again, ignore_errors=True)
+        with interrupted(after=step):
+            train(
+                backbone(again, steps=8, checkpoint_every=step, optimizer={"schedule": "constant"}), progress=False
+            )
+        assert equal(ModelDirectory(again).load_params(), ModelDirectory(out).load_params(step=step))
+    assert jax.tree.leaves(ModelDirectory(out).load_params(step=1))
