@@ -36,8 +36,9 @@ def chain(form: Form) -> Callable[[jax.Array, list[tuple[jax.Array, jax.Array]]]
     return jax.jit(run)
 
 
-def measure(rows: int, D: int, F: int, layers: int, repeats: int) -> dict[str, float]:
-    """Median GFLOP/s of every form on `rows` rows."""
+def measure(rows: int, size: tuple[int, int], layers: int, repeats: int) -> dict[str, float]:
+    """Median GFLOP/s of every form on `rows` rows; `size` is (D, F)."""
+    D, F = size
     keys = jax.random.split(jax.random.key(0), 2)
     wide = jax.random.normal(keys[0], (layers, F, D)) * 0.02
     narrow = jax.random.normal(keys[1], (layers, D, F)) * 0.02
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 64, 256, 512])
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
-    table = {rows: measure(rows, *args.size, args.layers, args.repeats) for rows in args.rows}
+    table = {rows: measure(rows, tuple(args.size), args.layers, args.repeats) for rows in args.rows}
     plain, ours = "einsum, W [out, in]", "project, W [out, in]"
     ratios = {rows: round(row[ours] / row[plain], 2) for rows, row in table.items()}
     print(json.dumps({"benchmark": "weight_layout", "gflops": table, "project_over_einsum": ratios}))

@@ -108,7 +108,7 @@ class LocalEngine:
         for name, weight in mixture.items():
             w[self.names.index(name)] = weight
         heard = [p for p in self.personas if p.name in mixture]
-        reads = reading_table(heard).all(axis=0)
+        reads = np.logical_and.reduce(reading_table(heard), axis=0)
         reads[Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
         return replace(prompt, mixture=w, reads=reads, strict=any(p.strict_reading for p in heard))
 

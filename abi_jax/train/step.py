@@ -109,7 +109,8 @@ def batch_share(batch_size: int, mesh: Mesh, rules: AxisRules) -> tuple[int, int
     """
     rows = NamedSharding(mesh, rules.spec(BATCH_AXES[:1], mesh))
     held: dict[int, set[int]] = {}
-    for device, (part,) in rows.devices_indices_map((batch_size,)).items():
+    places: Any = rows.devices_indices_map((batch_size,))
+    for device, (part,) in places.items():
         held.setdefault(device.process_index, set()).update(range(batch_size)[part])
     parts = sorted({tuple(sorted(mine)) for mine in held.values()})
     if sum(map(len, parts)) != batch_size:

@@ -94,7 +94,7 @@ class AbiJaxPeer:
         return seconds
 
 
-def _batch(tokens: np.ndarray, personas: int) -> dict[str, np.ndarray]:
+def _batch(tokens: np.ndarray, personas: int) -> dict[str, Any]:
     B, T = tokens.shape
     tokens = tokens.astype(np.int32)
     weights = np.ones((B, T), np.float32)

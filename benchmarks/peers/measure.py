@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -98,16 +99,23 @@ def measure(shape: str, folder: Path, engine: str, threads: int, repeats: int) -
         peer = TransformersPeer(checkpoint, compile=engine == "compile", threads=threads)
     for sequences in (1, 8):
         prompt = tokens(shape, sequences, PROMPT)
-        report(shape, engine, f"decode B={sequences}", lambda p=prompt: peer.decode(p, NEW_TOKENS)[0], repeats)
-        if engine == "transformers":
-            static = lambda p=prompt: peer.decode(p, NEW_TOKENS, "static")[0]  # noqa: E731
-            report(shape, engine, f"decode B={sequences} static cache", static, repeats)
+        report(shape, engine, f"decode B={sequences}", partial(seconds, peer, prompt), repeats)
+        if isinstance(peer, TransformersPeer) and engine == "transformers":
+            report(
+                shape, engine, f"decode B={sequences} static cache", partial(seconds, peer, prompt, "static"), repeats
+            )
     prompt = tokens(shape, 1, PREFILL)
     report(shape, engine, f"prefill B=1 T={PREFILL}", lambda: peer.prefill(prompt), repeats)
     if isinstance(peer, TransformersPeer):
         batch = tokens(shape, TRAIN_B, TRAIN_T)
         # the second step is the first with optimizer state in memory
         report(shape, engine, f"train B={TRAIN_B} T={TRAIN_T}", lambda: peer.train_step(batch), repeats, warmup=2)
+
+
+def seconds(peer: LlamaCppPeer | TransformersPeer, prompt: np.ndarray, *cache: str) -> float:
+    """Returns the seconds of one decode step after `prompt` [B, T]."""
+    decode: Any = peer.decode
+    return float(decode(prompt, NEW_TOKENS, *cache)[0])
 
 
 def main() -> None:

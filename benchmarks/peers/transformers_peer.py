@@ -88,7 +88,7 @@ class TransformersPeer:
         """Returns the seconds and the ids, prompt included, of one greedy `generate`."""
         options: dict[str, Any] = {"cache_implementation": cache} if cache else {}
         if self.compile:
-            config = CompileConfig(fullgraph=True, mode="default", dynamic=False)
+            config: Any = CompileConfig(fullgraph=True, mode="default", dynamic=False)
             # generate compiles on accelerators only, unless this field says otherwise
             config._compile_all_devices = True
             options = {"cache_implementation": "static", "compile_config": config}

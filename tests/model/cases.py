@@ -94,7 +94,7 @@ def trained(name: str) -> tuple[ModelConfig, Tree]:
 
     def change(path: tuple[object, ...], x: jax.Array) -> jax.Array:
         at = path_name(path)
-        return x if at in known else x + 0.3 * jax.random.normal(_key(at), x.shape)
+        return x if at in known else x + 0.2 * jax.random.normal(_key(at), x.shape)
 
     return config, jax.tree_util.tree_map_with_path(change, params)
 

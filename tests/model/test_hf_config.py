@@ -145,7 +145,10 @@ def without(*keys: str) -> dict[str, Any]:
         (LLAMA | {"rope_scaling": {"rope_type": "longrope"}}, r"rope_scaling\.rope_type is 'longrope'; supported are"),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor is missing"),
         (LLAMA | {"rope_scaling": {"type": "llama3", "factor": 8}}, r"rope_scaling\.low_freq_factor is missing"),
-        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section is .1., which"),
+        (
+            LLAMA | {"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}},
+            "mrope_section is .1.",
+        ),
         (LLAMA | {"rope_parameters": {"full_attention": {}}}, "differs between layers is not supported"),
         (LLAMA | {"rope_parameters": "default"}, "rope_parameters is 'default'; expected an object"),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5; expected 1"),

@@ -104,7 +104,7 @@ def alone(config: ModelConfig, params: Tree, persona: int) -> tuple[ModelConfig,
     return single, jax.tree.map(pick, weights, params, is_leaf=lambda x: isinstance(x, Weight))
 
 
-@EACH
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_a_one_hot_batch_is_each_persona_running_alone(name: str) -> None:
     config, params = trained(name)
     together = logits(config, params, spoken(ROWS, one_hot(0, 1, 2, 3)))
@@ -114,7 +114,7 @@ def test_a_one_hot_batch_is_each_persona_running_alone(name: str) -> None:
         assert all(difference(together[other], single[other]) > 0.05 for other in range(4) if other != persona)
 
 
-@EACH
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
 @settings(deadline=None, max_examples=10)
 @given(w=mixtures)
 def test_mixtures_in_one_batch_are_each_alone(name: str, w: np.ndarray) -> None:
@@ -418,8 +418,8 @@ def test_a_strict_rule_keeps_unread_text_out_of_every_layer(name: str) -> None:
         before = logits(*trained(name), apply(ROWS))
         for role in (Role.HISTORY, Role.POLICY):
             after = logits(*trained(name), apply(rewritten(role)))
-            others = ROWS.roles != role
-            changes[strict, role] = [difference(after[i][others[i]], before[i][others[i]]) > 0 for i in range(4)]
+            read = np.asarray(ROWS.roles) >= Role.INPUT  # by all four
+            changes[strict, role] = [difference(after[i][read[i]], before[i][read[i]]) > 0 for i in range(4)]
     assert changes[True, Role.HISTORY] == [True, False, False, True]
     assert changes[True, Role.POLICY] == [True, True, False, False]
     # without it, the question has read what the response may not
@@ -432,7 +432,8 @@ def test_a_strict_rule_keeps_unread_text_out_of_every_layer(name: str) -> None:
 def test_gradients_of_a_mixed_batch_are_finite_and_stay_with_their_personas() -> None:
     config, params = trained("llama")
     _, weights = describe(partial(Decoder, config))
-    inputs = spoken(ROWS, MIXED * np.array([1, 1, 0, 1], np.float32))
+    w = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 1]], np.float32)
+    inputs = spoken(ROWS, w)
 
     def loss(params: Tree, inputs: Inputs) -> jax.Array:
         return jnp.mean(jax.nn.logsumexp(program(config)(params, inputs), axis=-1))

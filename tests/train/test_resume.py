@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -176,17 +175,3 @@ def test_a_killed_process_loses_no_more_than_the_steps_since_its_checkpoint(whol
     assert saved is not None and saved < STEPS
     train(backbone(out), progress=False)
     assert losses(out) == losses(whole)
-
-
-def test_a_checkpoint_holds_the_weights_of_its_step_and_not_of_a_later_one(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    train(backbone(out, steps=8, checkpoint_every=1, keep=8, optimizer={"schedule": "constant"}), progress=False)
-    again = tmp_path / "again"
-    for step in (3, 6):
-        shutil.rmtree(again, ignore_errors=True)
-        with interrupted(after=step):
-            train(
-                backbone(again, steps=8, checkpoint_every=step, optimizer={"schedule": "constant"}), progress=False
-            )
-        assert equal(ModelDirectory(again).load_params(), ModelDirectory(out).load_params(step=step))
-    assert jax.tree.leaves(ModelDirectory(out).load_params(step=1))

@@ -173,9 +173,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             start = {"init": folder / "base"}
             loop.train(
-                config(
-                    "persona", out=folder / "personas", model=start, optimizer={"learning_rate": 2e-2}, **common
-                ),
+                config("persona", out=folder / "personas", model=start, optimizer={"learning_rate": 2e-2}, **common),
                 progress=False,
             )
             (folder / "done").touch()
