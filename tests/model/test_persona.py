@@ -177,7 +177,9 @@ def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, scale: flo
     return reference(q, k, v, sight, scale=1.0)
 
 
-@pytest.mark.parametrize("backend", [reference, xla, partial(xla, block=4), folded], ids=str)
+@pytest.mark.parametrize(
+    "backend", [reference, xla, partial(xla, block=4), folded], ids=["reference", "xla", "xla in blocks", "folded"]
+)
 def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Callable[..., jax.Array]) -> None:
     """`M_w = sum_p w_p M_p`, each `M_p[i, j] = u_p(role(i)) . v(j)` materialised."""
     config = replace(LLAMA, persona=SHAPE)

@@ -17,7 +17,6 @@ from abi_jax.text.roles import Role
 from abi_jax.train.objectives import inputs_of
 from abi_jax.train.setup import prepare
 from abi_jax.train.step import batch_share, place_batch
-from abi_jax.train.trees import join
 from tests.train.tiny import CAPACITY, MESHES, ONE, batches, config, mesh_of, prepared, single, train_on
 
 TOLERANCE = 1e-5

@@ -1,4 +1,4 @@
-"""Two processes of four devices are one mesh of eight: the same losses, the same answers, checkpoints either continues."""
+"""Two processes of four devices are one mesh of eight: the same losses and answers, and either continues the other."""
 
 import io
 import json
