@@ -168,7 +168,7 @@ def program(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Callable[[Tr
 
 def logits(config: ModelConfig, params: Tree, inputs: Inputs, dtype: DTypeLike = jnp.float32) -> np.ndarray:
     """Logits f32 `[B, T, V]`."""
-    return np.asarray(program(config, dtype)(params, inputs))
+    return np.asarray(program(config, jnp.dtype(dtype))(params, inputs))
 
 
 def row(inputs: Inputs, at: int) -> Inputs:

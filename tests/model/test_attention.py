@@ -60,7 +60,7 @@ def make(
 ) -> Case:
     """Aligned queries and keys of two rows, `packed` or padded at their end."""
     B, rng = 2, np.random.default_rng(0)
-    shapes = {"q": (B, T, heads, d), "k": (B, kv_heads, T, d), "v": (B, kv_heads, T, d)}
+    shapes: dict[str, tuple[int, ...]] = {"q": (B, T, heads, d), "k": (B, kv_heads, T, d), "v": (B, kv_heads, T, d)}
     shapes |= {"u": (B, T, heads, FEATURES), "f": (B, T, FEATURES)} if bias else {}
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     arrays["q"] *= 2
@@ -179,6 +179,7 @@ def test_no_gradient_crosses_an_example_boundary() -> None:
 
 def test_a_query_that_sees_nothing_is_finite() -> None:
     case = make(packed=True, bias=True, rules=True)
+    assert case.sight.readable is not None
     blind = replace(case, sight=replace(case.sight, readable=jnp.zeros_like(case.sight.readable)))
     assert all(np.isfinite(x).all() for result in blind.run(reference, xla) for x in result.values())
 

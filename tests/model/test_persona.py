@@ -134,7 +134,9 @@ def keys_and_values(config: ModelConfig, params: Tree, inputs: Inputs) -> list[n
 
     @jax.jit
     def run(params: Tree) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        _, cache = merge(graphdef, params).hidden(inputs, new_cache(config, *inputs.tokens.shape), fresh=True)
+        _, cache = merge(graphdef, params).hidden(
+            inputs, new_cache(config, inputs.tokens.shape[0], inputs.tokens.shape[1]), fresh=True
+        )
         return cache.keys, cache.values
 
     return [np.asarray(x) for part in run(params) for x in part]

@@ -205,7 +205,7 @@ def test_a_request_that_cannot_be_answered_says_why(engine: LocalEngine, request
 
 
 def test_folders_that_hold_no_model_are_named(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(InputError, match="'.*nowhere' does not exist"):
+    with pytest.raises(InputError, match=r"'.*nowhere' does not exist"):
         LocalEngine.open(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="import it first: abi import"):

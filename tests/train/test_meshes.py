@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,9 @@ def test_bfloat16_and_remat_change_the_loss_by_no_more_than_rounding() -> None:
     params = {**run.trained, "layers": {"0": run.trained["layers"]["0"]}}
     found = {}
     for dtype, remat in (("float32", "none"), ("float32", "full"), ("float32", "dots"), ("bfloat16", "full")):
-        graphdef, _ = describe(partial(Decoder, replace(run.model, num_layers=1), dtype=dtype, remat=remat))
+        graphdef, _ = describe(partial(Decoder, replace(run.model, num_layers=1), dtype=dtype, remat=cast(Any, remat)))
         objective = replace(run.objective(5), graphdef=graphdef)
-        loss, gradient = jax.jit(
-            jax.value_and_grad(lambda p, o=objective: jnp.mean(o.losses(p, None, batch)))  # type: ignore[misc]
-        )(params)
+        loss, gradient = jax.jit(jax.value_and_grad(lambda p, o=objective: jnp.mean(o.losses(p, None, batch))))(params)
         assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))
         found[dtype, remat] = float(loss)
     exact = found.pop(("float32", "none"))

@@ -55,11 +55,11 @@ def test_token_losses_are_the_cross_entropy_of_the_targets() -> None:
 
 @pytest.mark.smoke
 def test_means_and_sums() -> None:
-    loss = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], np.float32)
-    weights = np.array([[0.0, 0.5, 2.0], [0.0, 1.0, 0.0]], np.float32)
-    group = np.array([[0, 2, 2], [1, 0, 1]])
+    loss = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], jnp.float32)
+    weights = jnp.array([[0.0, 0.5, 2.0], [0.0, 1.0, 0.0]], jnp.float32)
+    group = jnp.array([[0, 2, 2], [1, 0, 1]])
     assert float(weighted_mean(loss, weights)) == pytest.approx((1 + 6 + 5) / 3.5)
-    assert float(weighted_mean(loss, np.zeros_like(weights))) == 0
+    assert float(weighted_mean(loss, jnp.zeros_like(weights))) == 0
     sums, counts = group_sums(loss, weights, group, 3)
     assert sums.tolist() == [5, 0, 5]
     assert counts.tolist() == [1, 0, 2]
@@ -94,7 +94,7 @@ def test_packed_examples_have_the_losses_they_have_alone(mode: str) -> None:
         batch = pad_personas(assemble(rows(packed), 192, 3), CAPACITY)
         loss = losses(batch, mode != "backbone", **rules)
         counted = batch["segments"] > 0
-        found.append((loss[counted], float(weighted_mean(loss, batch["weights"]))))
+        found.append((loss[counted], float(weighted_mean(jnp.asarray(loss), jnp.asarray(batch["weights"])))))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=0, atol=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
 
@@ -160,7 +160,7 @@ def test_what_was_said_before_reaches_a_strict_answer_by_no_way(strict: bool, le
     batch["targets"] = np.roll(batch["tokens"], -1, axis=1)
     other = {**batch, "tokens": batch["tokens"] + 100 * (batch["roles"] == Role.HISTORY)}
     both = {name: np.concatenate([batch[name], other[name]]) for name in batch}
-    rules = {"reads": NO_HISTORY, "strict": np.array([False, strict, False, False])}
+    rules: dict[str, Any] = {"reads": NO_HISTORY, "strict": np.array([False, strict, False, False])}
     one, two = losses(both, **rules)[:, 7:12]
     assert bool(np.abs(one - two).max() > 1e-5) == leaks
     free = losses(both, reads=READS_ALL)[:, 7:12]

@@ -1,7 +1,7 @@
 """Schedules, decay, and optimizer states that live where their weights live."""
 
 import math
-from functools import partial
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -115,4 +115,4 @@ def test_gradients_are_clipped_by_their_norm_over_all_weights() -> None:
 @pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep", "log_every"])
 def test_counts_of_a_run_start_at_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} = 0; expected at least 1"):
-        partial(TrainConfig, **{name: 0})()
+        replace(TrainConfig(), **{name: 0})  # type: ignore[arg-type]

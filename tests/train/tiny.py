@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -130,7 +130,7 @@ def single(mode: str) -> Curve:
 @contextmanager
 def interrupted(after: int) -> Iterator[None]:
     """Stops the training inside with Ctrl-C when `after` batches have been trained on."""
-    place, count = loop.place_batch, 0
+    place, count = place_batch, 0
 
     def counting(*args: Any) -> Any:
         nonlocal count
@@ -147,7 +147,8 @@ def interrupted(after: int) -> Iterator[None]:
 
 def equal(a: Tree, b: Tree) -> bool:
     """True when two trees are bit-identical."""
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+    of_a, of_b = cast(Any, jax.tree.structure(a)), cast(Any, jax.tree.structure(b))
+    return bool(of_a == of_b) and all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
