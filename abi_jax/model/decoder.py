@@ -15,7 +15,7 @@ from abi_jax.model.blocks import Block
 from abi_jax.model.cache import Cache, write
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
-from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoid
+from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoids
 from abi_jax.model.matmul import project
 from abi_jax.model.persona import Injection, KeyFeatures, PersonaHeads
 from abi_jax.model.weight import param
@@ -59,7 +59,7 @@ class Decoder(nnx.Module):
         if self.positions is not None:
             x = x + self.positions.get_value()[inputs.positions].astype(self.dtype)
         elif c.positions == "sinusoidal":
-            x = x + sinusoid(inputs.positions, c.d_model).astype(self.dtype)
+            x = x + jnp.asarray(sinusoids(c.max_length, c.d_model), self.dtype)[inputs.positions]
         # scaled or summed, it must come out the same bits with and without a persona term added to it
         return x if c.embed_scale is None and c.positions in ("rope", "none") else settle(x)
 

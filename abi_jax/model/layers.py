@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from abi_jax.model.config import Activation, ModelConfig, RopeScaling
@@ -150,10 +151,12 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def sinusoid(positions: jax.Array, size: int) -> jax.Array:
-    """Returns sinusoidal position encodings (arXiv:1706.03762, section 3.5), f32 `[B, T, size]`."""
+def sinusoids(length: int, size: int) -> np.ndarray:
+    """Sinusoidal position encodings (arXiv:1706.03762, section 3.5), f32 `[length, size]`.
+
+    Made on the host: a constant is the same bits in every program, a compiled sine is not.
+    """
     half = (size + 1) // 2
-    angles = positions[..., None].astype(jnp.float32) * jnp.exp(
-        -math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) * 2 / size
-    )
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, 2 * half)[..., :size]
+    angles = np.arange(length)[:, None] * np.exp(-math.log(10_000.0) * np.arange(half) * 2 / size)
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, 2 * half)
+    return table[:, :size].astype(np.float32)

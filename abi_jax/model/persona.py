@@ -89,9 +89,10 @@ class PersonaHeads(nnx.Module):
     def mixture(self, h: jax.Array, w: jax.Array) -> jax.Array:
         """Returns `pi`, f32 `[B, T, P]`: on the simplex, or zero where `w` is zero."""
         scores = jnp.einsum("btd,pd->btp", h.astype(jnp.float32), self.route.get_value().astype(jnp.float32))
-        scores = jnp.where(w > 0, scores, -jnp.inf)
+        # the weight goes into the exponent: beside it, a tiny weight with a large score would leave 0 / 0
+        scores = jnp.where(w > 0, scores + jnp.log(jnp.where(w > 0, w, 1.0)), -jnp.inf)
         peak = jnp.max(scores, axis=-1, keepdims=True)
-        weighted = w * jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
+        weighted = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
         total = jnp.sum(weighted, axis=-1, keepdims=True)
         return weighted / jnp.where(total > 0, total, 1.0)
 
