@@ -33,7 +33,8 @@ class Prompt:
     """One request: its tokens and roles (`[n]`, n >= 1), who answers and how.
 
     `mixture` f32 `[P]` or None for the base model; `reads` bool `[R]`: the roles the answer may read.
-    `everywhere`: the persona (or, with `reads`, its strict rule) also binds the prompt's own positions.
+    Without `response_only` the persona acts on the prompt's own positions, too; with `strict` its reading
+    rule alone binds them.
     """
 
     tokens: np.ndarray
@@ -103,9 +104,9 @@ class Generator:
                     f"prompt of {len(prompt.tokens)} tokens does not fit: the model's context is "
                     f"{self.config.max_length} tokens, and an answer needs at least one of them"
                 )
-            largest = int(np.max(prompt.tokens))
-            if largest >= self.config.vocab_size:
-                raise InputError(f"token id {largest} is outside the model's vocabulary of {self.config.vocab_size}")
+            unknown = prompt.tokens[(prompt.tokens < 0) | (prompt.tokens >= self.config.vocab_size)]
+            if unknown.size:
+                raise InputError(f"token id {unknown[0]} is outside the model's vocabulary of {self.config.vocab_size}")
         batch, longest = len(prompts), max(len(p.tokens) for p in prompts)
         width = bucket(max(longest - 1, 1), self.config.max_length)
         tokens = np.zeros((batch, width), np.int32)

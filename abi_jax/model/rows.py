@@ -23,9 +23,10 @@ def widen(
     rules: AxisRules | None = None,
 ) -> tuple[ModelConfig, Tree]:
     """Returns the model with `capacity` persona rows; the rows it has stay bit-identical."""
-    if config.persona is None or capacity < config.persona.capacity:
-        has = config.persona.capacity if config.persona else 0
-        raise InputError(f"capacity {capacity} is below the {has} persona rows the model has")
+    if config.persona is None:
+        raise InputError("the model has no personas to add rows to; expected one with a persona bank")
+    if capacity < config.persona.capacity:
+        raise InputError(f"capacity {capacity} is below the {config.persona.capacity} persona rows the model has")
     config = replace(config, persona=replace(config.persona, capacity=capacity))
     _, weights = describe(partial(Decoder, config))
     fresh = initialize(weights, key, mesh=mesh, rules=rules)

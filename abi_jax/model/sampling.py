@@ -88,7 +88,8 @@ def filter_logits(logits: jax.Array, s: Sampling) -> jax.Array:
     k = jnp.where(s.top_k > 0, jnp.minimum(s.top_k, V), V)[:, None]
     probs = jax.nn.softmax(jnp.where(rank < k, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    keep = (rank < k) & (before < s.top_p[:, None])
+    # a sum that rounds up to 1 must not leave anything out where there is no top-p
+    keep = (rank < k) & ((before < s.top_p[:, None]) | (s.top_p[:, None] >= 1))
     keep &= ordered >= ordered[:, :1] + jnp.log(s.min_p)[:, None]
     threshold = jnp.min(jnp.where(keep | (rank == 0), ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= threshold, logits, -jnp.inf)
