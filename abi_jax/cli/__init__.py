@@ -64,11 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = _module(options.verb).run(options)
     except InputError as error:
         return _fail(str(error), options.json)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}", options.json)
+    except KeyboardInterrupt:
+        return 130
     if options.json and result is not None:
         print(json.dumps(result))
     return 0

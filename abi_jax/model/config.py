@@ -132,7 +132,8 @@ class ModelConfig:
         Two per weight and per attended key (PaLM, arXiv:2204.02311, appendix B); three times that with the
         backward pass. Recomputation by remat is not counted.
         """
-        attended = sum(min(self.window(i) or length, length) for i in range(self.num_layers)) / 2
+        windows = [min(self.window(i) or length, length) for i in range(self.num_layers)]
+        attended = sum(w - w * w / (2 * length) for w in windows)
         forward = 2 * self.matmul_params() + int(4 * attended * self.q_size)
         return forward * (3 if training else 1)
 

@@ -106,6 +106,10 @@ class Decoder(nnx.Module):
     def _sight(
         self, inputs: Inputs, features: jax.Array | None, cache: Cache | None, fresh: bool
     ) -> tuple[Sight, jax.Array | None, Cache | None]:
+        readable = inputs.readable
+        if readable is not None:
+            # a token reads its own role, so that none is left with nothing to attend to
+            readable |= jax.nn.one_hot(inputs.roles, readable.shape[-1], dtype=bool)
         if cache is not None:
             starts = cache.lengths
             cache = replace(
@@ -121,8 +125,8 @@ class Decoder(nnx.Module):
                 inputs.positions,
                 inputs.segments,
                 inputs.segments,
-                inputs.roles if inputs.readable is not None else None,
-                inputs.readable,
+                None if readable is None else inputs.roles,
+                readable,
                 aligned=True,
                 packed=inputs.packed,
             )
@@ -134,8 +138,8 @@ class Decoder(nnx.Module):
             slots,
             inputs.segments,
             used.astype(jnp.int32),
-            cache.roles if inputs.readable is not None else None,
-            inputs.readable,
+            None if readable is None else cache.roles,
+            readable,
         )
         return sight, cache.features if inputs.mixture is not None else None, cache
 

@@ -7,6 +7,7 @@ runs/base/
   checkpoints/N/    one Orbax step: `params`, and whatever a training run adds
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,9 +137,19 @@ class ModelDirectory:
 
 
 def check_new(path: Path) -> None:
-    """Raises `InputError` when `path` exists."""
+    """Raises `InputError` when `path` exists or cannot be made."""
     if path.exists():
         raise InputError(f"{str(path)!r} exists already; choose another directory, or remove it")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises `InputError` when no directory can be at `path`: something on the way is a file, or read-only."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(f"{str(path)!r} cannot be a directory: {str(there)!r} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{str(path)!r} cannot be written: {str(there)!r} is read-only")
 
 
 def options(keep: int | None = None, asynchronous: bool = False) -> ocp.CheckpointManagerOptions:

@@ -53,7 +53,7 @@ def export_hf(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected a folder to export to")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(f"{folder} is not empty; expected a new folder, or force to replace it")
+        raise InputError(f"{folder} is not empty; expected a new folder, or `force` (--force) to replace it")
     described = to_hf(config, dtype or params["embedding"].dtype)
     tokenizer = None if tokenizer_files is None else Tokenizer.load(tokenizer_files)
     if tokenizer is not None:

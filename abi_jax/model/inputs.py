@@ -14,8 +14,8 @@ class Inputs:
 
     tokens, positions, segments, roles: int32 `[B, T]`; segment 0 is padding. `mixture` f32 `[B, T, P]` is
     the persona mixture of every token, zero where the base model speaks; None leaves the persona terms
-    out of the program altogether. `readable` bool `[B, T, R]`: the roles a token may attend to. `packed`:
-    rows hold more than one segment (padding at the end of a row does not count).
+    out of the program altogether. `readable` bool `[B, T, R]`: the roles a token may attend to
+    beside its own. `packed`: rows hold more than one segment (padding at the end of a row does not count).
     """
 
     tokens: jax.Array

@@ -180,6 +180,9 @@ class Tokenizer:
 
 def _convert(folder: Path) -> bytes:
     """Returns a tokenizer.json made from a folder's older vocabulary files."""
+    older = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+    if not any((folder / name).is_file() for name in older):  # transformers would make an empty one up
+        raise InputError(f"{str(folder)!r} has no tokenizer.json and none of {', '.join(older)}")
     try:
         from transformers import AutoTokenizer
 

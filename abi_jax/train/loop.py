@@ -14,7 +14,7 @@ from tqdm import tqdm
 from abi_jax.config import dump_yaml
 from abi_jax.data import Batches, merge_states
 from abi_jax.errors import InputError
-from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.directory import ModelDirectory, check_writable
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
 from abi_jax.sharding.rules import AxisRules
@@ -30,6 +30,7 @@ METRICS = "metrics.jsonl"
 
 def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     """Runs to `config.steps` and returns the last metrics. Continues what `config.out` holds, as `resume` says."""
+    check_writable(config.out)
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
         run = prepare(_adapt(config), mesh, rules)

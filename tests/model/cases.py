@@ -75,7 +75,9 @@ def base(name: str) -> tuple[ModelConfig, Tree]:
         noise = jax.random.normal(_key(path), weight.shape)
         if len(weight.shape) == 1:
             return weight.make(KEY, jnp.float32) + 0.2 * noise
-        return noise * (0.4 if path == "embedding" else 1.2 * weight.shape[-1] ** -0.5)
+        # a tied embedding is small, or every token would predict itself
+        embedding = 0.1 if config.tied_embeddings else 0.4
+        return noise * (embedding if path == "embedding" else 1.2 * weight.shape[-1] ** -0.5)
 
     return config, map_weights(value, weights)
 
