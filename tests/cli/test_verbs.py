@@ -254,7 +254,8 @@ def test_the_demo_tells_the_whole_story_and_goes_on_where_it_stopped(tmp_path: P
 
 
 def test_the_program_sees_the_devices_it_is_told_to_simulate(tmp_path: Path) -> None:
-    program = "import sys; from abi_jax.cli import main; s = main(sys.argv[1:]); import jax; print(jax.device_count()); sys.exit(s)"
+    program = "import sys; from abi_jax.cli import main; s = main(sys.argv[1:]); "
+    program += "import jax; print(jax.device_count()); sys.exit(s)"
     bad = [sys.executable, "-c", program, "train", str(tmp_path / "none.yaml"), "--devices", "3"]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(bad, capture_output=True, text=True, timeout=120, env=env, cwd=Path(__file__).parents[2])

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from functools import cache
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,12 @@ PROMPTS = (
     ask(12, 4, mixture=MIX, reads=NO_HISTORY, strict=True),
     ask(11, 5, mixture=one_hot(2)[0], reads=NO_HISTORY, response_only=False),
 )
+
+
+def compiled(run: Generator) -> tuple[int, int]:
+    """How many programs there are to prefill, and to decode."""
+    prefill, step = cast(Any, run._prefill), cast(Any, run._step)
+    return prefill._cache_size(), step._cache_size()
 
 
 @cache
@@ -186,10 +193,10 @@ def test_steady_state_compiles_nothing_and_uses_the_donated_state() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "some donated buffers were not usable"
         run.generate(PROMPTS, 3)
-        assert run._step._cache_size() == run._prefill._cache_size() == 1
+        assert compiled(run) == (1, 1)
         others = [replace(p, sampling=SamplingConfig(1.0, top_p=0.9, seed=i)) for i, p in enumerate(PROMPTS[::-1])]
         run.generate(others, 12)
-        assert run._step._cache_size() == run._prefill._cache_size() == 1
+        assert compiled(run) == (1, 1)
         state = run.start(PROMPTS)
         after, _ = run.step(state)
     assert all(x.is_deleted() for x in (*state.cache.keys, *state.cache.values, state.seen))
@@ -239,7 +246,7 @@ def test_every_mesh_generates_the_same_tokens(mesh: str) -> None:
     with use(MESHES[mesh]()):
         run = Generator(*sharded(mesh))
         assert run.generate((*PROMPTS, *PROMPTS[:2]), NEW) == one_device_answers()
-        assert run._step._cache_size() <= 2  # the first state is not on the mesh yet
+        assert compiled(run)[1] <= 2  # the first state is not on the mesh yet
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
