@@ -10,12 +10,14 @@
         b1                x  x         then ADD the persona bias u(query) . v(key)
         b2                   x  x
 
-Shapes: q `[B, T, H, d]`, k and v `[B, K, S, d]` with `K` key-value heads, result `[B, T, H, d]`.
+Shapes: q `[B, T, H, d]`, k and v `[B, K, S, d]` with `K` key-value heads, result `[B, T, H, d]`. `past` holds
+cached tokens that the queries see beside k and v.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,20 @@ class Bias:
     v: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Past:
+    """What a cache holds of the tokens before these: k, v `[B, K, S, d]`, features `[B, S, F]` of the persona mask.
+
+    `sight` says which of the S slots each new token sees.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    sight: Sight
+    features: jax.Array | None = None
+
+
 def reference(
     q: jax.Array,
     k: jax.Array,
@@ -90,16 +106,23 @@ def reference(
     softcap: float | None = None,
     window: int | None = None,
     bias: Bias | None = None,
+    past: Past | None = None,
 ) -> jax.Array:
     """The definition: dense scores, dense mask, f32 throughout. What every backend is compared with."""
     groups = q.shape[2] // k.shape[1]
+    mask = sight.mask(window)
+    if past is not None:
+        k, v = jnp.concatenate([past.k, k], axis=2), jnp.concatenate([past.v, v], axis=2)
+        mask = jnp.concatenate([past.sight.mask(window), mask], axis=2)
+        if bias is not None and past.features is not None:
+            bias = Bias(bias.u, jnp.concatenate([past.features, bias.v], axis=1))
     k, v = (jnp.repeat(x.astype(jnp.float32), groups, axis=1) for x in (k, v))
     scores = jnp.einsum("bthd,bhsd->bhts", q.astype(jnp.float32), k) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores = scores + jnp.einsum("bthf,bsf->bhts", bias.u, bias.v)
-    scores = jnp.where(sight.mask(window)[:, None], scores, NEVER)
+    scores = jnp.where(mask[:, None], scores, NEVER)
     return jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores, axis=-1), v).astype(q.dtype)
 
 
@@ -113,16 +136,20 @@ def xla(
     softcap: float | None = None,
     window: int | None = None,
     bias: Bias | None = None,
-    block: int = 256,
+    past: Past | None = None,
+    smallest_block: int = 128,
 ) -> jax.Array:
     """Grouped heads without repeating keys; aligned queries go in blocks that skip the keys after them."""
     T = q.shape[1]
+    blocks = next((n for n in (8, 4, 2) if T % n == 0 and T // n >= smallest_block), 1)
+    if past is not None:
+        return _xla_past(q, k, v, sight, past, scale=scale, softcap=softcap, window=window, bias=bias)
     one = partial(_xla_block, scale=scale, softcap=softcap, window=window)
-    if not sight.aligned or block >= T or T % block:
+    if not sight.aligned or blocks == 1:
         return one(q, k, v, sight, bias=bias)
     parts = []
-    for start in range(0, T, block):
-        stop = start + block
+    for start in range(0, T, T // blocks):
+        stop = start + T // blocks
         part = None if bias is None else Bias(bias.u[:, start:stop], bias.v[:, :stop])
         parts.append(one(q[:, start:stop], k[:, :, :stop], v[:, :, :stop], sight.rows(start, stop), bias=part))
     return jnp.concatenate(parts, axis=1)
@@ -139,6 +166,47 @@ def _xla_block(
     window: int | None,
     bias: Bias | None,
 ) -> jax.Array:
+    out = _weigh(_scores(q, k, sight, scale, softcap, window, bias), v)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+@jax.custom_vjp
+def _weigh(scores: jax.Array, v: jax.Array) -> jax.Array:
+    """`softmax(scores) v` of scores f32 `[B, K, G, T, S]` and v `[B, K, S, d]`: `[B, K, G, T, d]`."""
+    return _weigh_forward(scores, v)[0]
+
+
+def _weigh_forward(scores: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / total).astype(v.dtype)
+    return out, (weights, total, v, out)
+
+
+def _weigh_backward(saved: tuple[jax.Array, ...], dout: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over keys in the softmax's gradient is `dout . out` (arXiv:2205.14135, appendix B.2)."""
+    weights, total, v, out = saved
+    share = jnp.sum(dout.astype(jnp.float32) * out, axis=-1, keepdims=True) / total
+    dout = (dout / total).astype(v.dtype)
+    dv = jnp.einsum("bkgts,bkgtd->bksd", weights.astype(v.dtype), dout)
+    dweights = jnp.einsum("bkgtd,bksd->bkgts", dout, v, preferred_element_type=jnp.float32)
+    return weights * (dweights - share), dv
+
+
+_weigh.defvjp(_weigh_forward, _weigh_backward)
+
+
+def _scores(
+    q: jax.Array,
+    k: jax.Array,
+    sight: Sight,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    bias: Bias | None,
+) -> jax.Array:
+    """Masked scores f32 `[B, K, H / K, T, S]`."""
     B, T, H, d = q.shape
     K = k.shape[1]
     grouped = (q * scale).astype(q.dtype).reshape(B, T, K, H // K, d)
@@ -147,9 +215,36 @@ def _xla_block(
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores = scores + jnp.einsum("btkgf,bsf->bkgts", bias.u.reshape(B, T, K, H // K, -1), bias.v)
-    scores = jnp.where(sight.mask(window)[:, None, None], scores, NEVER)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksd->btkgd", weights, v).reshape(B, T, H, d)
+    return jnp.where(sight.mask(window)[:, None, None], scores, NEVER)
+
+
+def _xla_past(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    past: Past,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    bias: Bias | None,
+) -> jax.Array:
+    """One softmax over the cache and the new tokens, in two parts: the cache is read as it lies, not copied."""
+    old_bias = None if bias is None or past.features is None else Bias(bias.u, past.features)
+    old = _scores(q, past.k, past.sight, scale, softcap, window, old_bias)
+    new = _scores(q, k, sight, scale, softcap, window, bias)
+    top = jnp.maximum(jnp.max(old, axis=-1, keepdims=True), jnp.max(new, axis=-1, keepdims=True))
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    total = jnp.sum(old, axis=-1, keepdims=True) + jnp.sum(new, axis=-1, keepdims=True)
+
+    def weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
+        # G and T as one dimension: with T apart, XLA's CPU backend transposes all values first
+        weights = (weights / total).astype(v.dtype).reshape(*v.shape[:2], -1, v.shape[2])
+        return jnp.einsum("bkms,bksd->bkmd", weights, v, preferred_element_type=jnp.float32)
+
+    out = (weighted(old, past.v) + weighted(new, v)).astype(v.dtype)
+    return out.reshape(*new.shape[:-1], -1).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def fold(
@@ -243,12 +338,19 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {"reference": reference, "xla": 
 
 
 def refusal(
-    backend: str, q: jax.Array, k: jax.Array, sight: Sight, *, softcap: float | None, bias: Bias | None
+    backend: str,
+    q: jax.Array,
+    k: jax.Array,
+    sight: Sight,
+    *,
+    softcap: float | None,
+    bias: Bias | None,
+    past: Past | None = None,
 ) -> str | None:
     """Says why `backend` would not compute what the reference computes, or None when it would."""
     if backend in ("reference", "xla"):
         return None
-    if not sight.aligned:
+    if not sight.aligned or past is not None:
         return "queries and keys are not the same tokens (a cache is in use)"
     if softcap is not None and (bias is not None or sight.readable is not None):
         return "soft-capping would also cap the persona mask folded into the scores"
@@ -294,6 +396,7 @@ def attend(
     softcap: float | None = None,
     window: int | None = None,
     bias: Bias | None = None,
+    past: Past | None = None,
     backend: str = "auto",
 ) -> jax.Array:
     """Attention by the named backend, or by the platform's best that computes the same thing.
@@ -302,10 +405,12 @@ def attend(
     """
     if backend not in (*BACKENDS, "auto"):
         raise InputError(f"attention={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
-    options = {"scale": scale, "softcap": softcap, "window": window, "bias": bias}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "window": window, "bias": bias}
+    if past is not None:
+        options["past"] = past
     if backend == "auto":
         best = {"gpu": "cudnn", "tpu": "tpu"}.get(jax.default_backend(), "xla")
-        backend = "xla" if refusal(best, q, k, sight, softcap=softcap, bias=bias) else best
-    elif reason := refusal(backend, q, k, sight, softcap=softcap, bias=bias):
+        backend = "xla" if refusal(best, q, k, sight, softcap=softcap, bias=bias, past=past) else best
+    elif reason := refusal(backend, q, k, sight, softcap=softcap, bias=bias, past=past):
         raise InputError(f"attention={backend!r} cannot compute this: {reason}; use 'xla'")
     return BACKENDS[backend](q, k, v, sight, **options)

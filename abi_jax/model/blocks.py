@@ -1,20 +1,19 @@
 """One residual block: attention and MLP, each with its persona terms."""
 
 import math
-from collections.abc import Callable
 
 import jax
 from flax import nnx
 
-from abi_jax.model.attention import Bias, Sight, attend
+from abi_jax.model.attention import Bias, Past, Sight, attend
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, rotate
-from abi_jax.model.persona import CoreAdapter, MaskQueries
+from abi_jax.model.persona import CoreAdapter, MaskQueries, adapt
 from abi_jax.sharding.context import constrain
 
 Angles = tuple[jax.Array, jax.Array] | None
-Store = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+KeysValues = tuple[jax.Array, jax.Array]
 
 
 def _cores(config: ModelConfig, **sizes: tuple[int, int, tuple[str, str]]) -> nnx.Dict | None:
@@ -24,9 +23,12 @@ def _cores(config: ModelConfig, **sizes: tuple[int, int, tuple[str, str]]) -> nn
     return nnx.Dict({name: CoreAdapter(i, o, axes, shape) for name, (i, o, axes) in sizes.items()})
 
 
-def _project(linear: Linear, cores: nnx.Dict | None, name: str, x: jax.Array, w: jax.Array | None) -> jax.Array:
-    y = linear(x)
-    return y if cores is None or w is None else y + cores[name](x, w)
+def _project(linears: dict[str, Linear], cores: nnx.Dict | None, x: jax.Array, w: jax.Array | None) -> list[jax.Array]:
+    """Linear layers, each with the core adapter of its name, on one input."""
+    outs = [linear(x) for linear in linears.values()]
+    if cores is None or w is None:
+        return outs
+    return [y + change for y, change in zip(outs, adapt([cores[name] for name in linears], x, w), strict=True)]
 
 
 class Attention(nnx.Module):
@@ -52,20 +54,26 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, inputs: Inputs, angles: Angles, sight: Sight, features: jax.Array | None, store: Store
-    ) -> jax.Array:
-        """`[B, T, D] -> [B, T, D]`; `store(k, v)` keeps the new keys and returns those to attend to."""
+        self,
+        x: jax.Array,
+        inputs: Inputs,
+        angles: Angles,
+        sight: Sight,
+        features: jax.Array | None,
+        past: Past | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """`[B, T, D]` to the same and the tokens' keys and values `[B, K, T, d]`; `past` is attended to, too."""
         c, w = self.config, inputs.mixture
         B, T, _ = x.shape
-        q = _project(self.q, self.cores, "q", x, w).reshape(B, T, c.num_heads, c.head_dim)
-        k = _project(self.k, self.cores, "k", x, w).reshape(B, T, c.num_kv_heads, c.head_dim)
-        v = _project(self.v, self.cores, "v", x, w).reshape(B, T, c.num_kv_heads, c.head_dim)
+        q, k, v = (
+            y.reshape(B, T, -1, c.head_dim) for y in _project({"q": self.q, "k": self.k, "v": self.v}, self.cores, x, w)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         q = constrain(q, ("batch", "length", "heads", None))
-        k, v = store(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         bias: Bias | None = None
         if self.masks is not None and w is not None and features is not None:
             bias = self.masks(w, inputs.roles, features)
@@ -78,9 +86,10 @@ class Attention(nnx.Module):
             softcap=c.attention_softcap,
             window=self.window,
             bias=bias,
+            past=past,
             backend=self.backend,
         )
-        return _project(self.o, self.cores, "o", out.reshape(B, T, c.q_size), w)
+        return _project({"o": self.o}, self.cores, out.reshape(B, T, c.q_size), w)[0], (k, v)
 
 
 class MLP(nnx.Module):
@@ -98,9 +107,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, w: jax.Array | None = None) -> jax.Array:
         """`[B, T, D]` and mixture `[B, T, P]` to `[B, T, D]`."""
-        y = _project(self.up, self.cores, "up", x, w)
+        y = _project({"up": self.up}, self.cores, x, w)[0]
         y = activate(y, self.activation) if self.gate is None else activate(self.gate(x), self.activation) * y
-        return _project(self.down, self.cores, "down", y, w)
+        return _project({"down": self.down}, self.cores, y, w)[0]
 
 
 class Block(nnx.Module):
@@ -115,10 +124,17 @@ class Block(nnx.Module):
         self.mlp_post_norm = make_norm(config) if config.post_norms else None
 
     def __call__(
-        self, x: jax.Array, inputs: Inputs, angles: Angles, sight: Sight, features: jax.Array | None, store: Store
-    ) -> jax.Array:
-        """`[B, T, D] -> [B, T, D]`."""
-        y = self.attention(self.attention_norm(x), inputs, angles, sight, features, store)
+        self,
+        x: jax.Array,
+        inputs: Inputs,
+        angles: Angles,
+        sight: Sight,
+        features: jax.Array | None,
+        past: Past | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """`[B, T, D]` to the same and the tokens' keys and values `[B, K, T, d]`."""
+        y, kept = self.attention(self.attention_norm(x), inputs, angles, sight, features, past)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.mlp(self.mlp_norm(x), inputs.mixture)
-        return constrain(x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y)), ("batch", "length", None))
+        x = x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
+        return constrain(x, ("batch", "length", None)), kept

@@ -4,6 +4,7 @@ Slot `s` of a row holds the token at position `s`, so nothing but the row's leng
 a slot holds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -54,6 +55,36 @@ def write(buffer: jax.Array, new: jax.Array, starts: jax.Array, axis: int) -> ja
         index[0], index[axis] = jnp.int32(row), starts[row]
         buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1].astype(buffer.dtype), index)
     return buffer
+
+
+def after(starts: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `starts` `[B]`, but not before `x` `[B, T, D]` is known.
+
+    A buffer that is read, then written must be known to be so: where nothing orders the two, XLA's CPU backend
+    copies the whole buffer rather than write in place.
+    """
+    return starts + jnp.minimum(jnp.isnan(x[:, 0, 0]).astype(starts.dtype), 0)
+
+
+def extend(
+    cache: Cache,
+    kept: Sequence[tuple[jax.Array, jax.Array]],
+    roles: jax.Array,
+    features: jax.Array | None,
+    starts: jax.Array,
+    lengths: jax.Array,
+) -> Cache:
+    """Returns the cache with T more tokens a row, from slot `starts[b]`.
+
+    kept: keys and values `[B, K, T, d]` a layer; roles `[B, T]`; features `[B, T, F]`; lengths `[B]`: the new ones.
+    """
+    return Cache(
+        keys=tuple(write(old, new, starts, 2) for old, (new, _) in zip(cache.keys, kept, strict=True)),
+        values=tuple(write(old, new, starts, 2) for old, (_, new) in zip(cache.values, kept, strict=True)),
+        roles=write(cache.roles, roles, starts, 1),
+        features=None if cache.features is None or features is None else write(cache.features, features, starts, 1),
+        lengths=lengths,
+    )
 
 
 def grow(cache: Cache, size: int) -> Cache:

@@ -1,7 +1,6 @@
 """The decoder: embeddings, blocks, LM head, with the persona terms of `model/persona.py` in their places."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abi_jax.model.attention import Sight
+from abi_jax.model.attention import Past, Sight
 from abi_jax.model.blocks import Block
-from abi_jax.model.cache import Cache, write
+from abi_jax.model.cache import Cache, after, extend
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoids
@@ -82,71 +81,47 @@ class Decoder(nnx.Module):
         if self.injection is not None and inputs.mixture is not None:
             x = self.injection(base, inputs.mixture)
         x = constrain(x, ("batch", "length", None))
-        sight, features, cache = self._sight(inputs, features, cache, fresh)
         angles = rope_angles(self.config, inputs.positions) if self.config.positions == "rope" else None
-
-        keys, values = [], []
+        sight = self._sight(inputs)
+        seen = None if cache is None or fresh else self._past_sight(inputs, sight, cache)
+        kept = []
         for i, block in enumerate(self.layers):
             if cache is None:
                 x = self._remat(block)(x, inputs, angles, sight, features)
                 continue
-
-            def store(k: jax.Array, v: jax.Array, i: int = i, cache: Cache = cache) -> tuple[jax.Array, jax.Array]:
-                starts = jnp.zeros_like(cache.lengths) if fresh else cache.lengths
-                keys.append(write(cache.keys[i], k, starts, 2))
-                values.append(write(cache.values[i], v, starts, 2))
-                return (k, v) if fresh else (keys[-1], values[-1])
-
-            x = block(x, inputs, angles, sight, features, store)
+            past = None
+            if seen is not None:
+                marks = None if inputs.mixture is None else cache.features
+                past = Past(cache.keys[i], cache.values[i], seen, marks)
+            x, new = block(x, inputs, angles, sight, features, past)
+            kept.append(new)
         if cache is not None:
             added = jnp.sum(inputs.segments > 0, axis=1, dtype=jnp.int32)
-            cache = replace(cache, keys=tuple(keys), values=tuple(values), lengths=cache.lengths + added)
+            starts = jnp.zeros_like(cache.lengths) if fresh else after(cache.lengths, x)
+            cache = extend(cache, kept, inputs.roles, features, starts, cache.lengths + added)
         return self.norm(x), cache
 
-    def _sight(
-        self, inputs: Inputs, features: jax.Array | None, cache: Cache | None, fresh: bool
-    ) -> tuple[Sight, jax.Array | None, Cache | None]:
+    def _sight(self, inputs: Inputs) -> Sight:
+        """What the tokens see of each other."""
         readable = inputs.readable
         if readable is not None:
             # a token reads its own role, so that none is left with nothing to attend to
             readable |= jax.nn.one_hot(inputs.roles, readable.shape[-1], dtype=bool)
-        if cache is not None:
-            starts = cache.lengths
-            cache = replace(
-                cache,
-                roles=write(cache.roles, inputs.roles, starts, 1),
-                features=None
-                if cache.features is None or features is None
-                else write(cache.features, features, starts, 1),
-            )
-        if cache is None or fresh:
-            sight = Sight(
-                inputs.positions,
-                inputs.positions,
-                inputs.segments,
-                inputs.segments,
-                None if readable is None else inputs.roles,
-                readable,
-                aligned=True,
-                packed=inputs.packed,
-            )
-            return sight, features, cache
+        positions, segments = inputs.positions, inputs.segments
+        roles = None if readable is None else inputs.roles
+        return Sight(positions, positions, segments, segments, roles, readable, aligned=True, packed=inputs.packed)
+
+    def _past_sight(self, inputs: Inputs, sight: Sight, cache: Cache) -> Sight:
+        """What the tokens see of the cache: the slots that are filled, where their rules allow it."""
         slots = jnp.broadcast_to(jnp.arange(cache.size, dtype=jnp.int32), cache.roles.shape)
-        used = slots < cache.lengths[:, None] + jnp.sum(inputs.segments > 0, axis=1, keepdims=True)
-        sight = Sight(
-            inputs.positions,
-            slots,
-            inputs.segments,
-            used.astype(jnp.int32),
-            None if readable is None else cache.roles,
-            readable,
-        )
-        return sight, cache.features if inputs.mixture is not None else None, cache
+        used = (slots < cache.lengths[:, None]).astype(jnp.int32)
+        roles = None if sight.readable is None else cache.roles
+        return Sight(inputs.positions, slots, inputs.segments, used, roles, sight.readable)
 
     def _remat(self, block: Block) -> Callable[..., jax.Array]:
         def run(params: nnx.State, *args: Any) -> jax.Array:
             module: Any = nnx.merge(graphdef, params)
-            out: jax.Array = module(*args, lambda k, v: (k, v))
+            out: jax.Array = module(*args)[0]
             return out
 
         graphdef, params = nnx.split(block)

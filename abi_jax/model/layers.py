@@ -141,7 +141,17 @@ def rope_angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, j
     """Returns cosine and sine, f32 `[B, T, 1, head_dim / 2]`, of positions `[B, T]`."""
     freqs, factor = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.max_length)
     angles = positions[..., None, None].astype(jnp.float32) * freqs
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    return _once(jnp.cos(angles) * factor), _once(jnp.sin(angles) * factor)
+
+
+def _once(x: jax.Array) -> jax.Array:
+    """Returns `x`, computed once: XLA's CPU backend would compute it anew, element by element, in every fusion.
+
+    Nothing fuses into a product's operand, and the product with the identity is exact.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    return jnp.einsum("...d,de->...e", x, jnp.eye(x.shape[-1], dtype=x.dtype), precision="highest")
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

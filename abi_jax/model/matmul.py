@@ -11,11 +11,38 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     On XLA's CPU backend the right operand of a product is packed anew at every call. For a few rows that
     costs more than the product, so `W` goes left and the few rows right; without the barrier the compiler
-    would turn the operands round again (`benchmarks/weight_layout.py`).
+    would turn the operands round again (`benchmarks/weight_layout.py`). With many rows the product itself is
+    fast, and its gradient is written out (see `_many_rows`).
     """
     kernel = kernel.astype(x.dtype)
     rows = x.size // x.shape[-1]
-    if jax.default_backend() != "cpu" or not 1 < rows <= FEW_ROWS:
+    if jax.default_backend() != "cpu" or rows == 1:
         return jnp.einsum("...d,fd->...f", x, kernel)
+    if rows > FEW_ROWS:
+        return _many_rows(x, kernel)
     columns = jax.lax.optimization_barrier(kernel @ x.reshape(rows, -1).T)
     return columns.T.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+@jax.custom_vjp
+def _many_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.einsum("...d,fd->...f", x, kernel)
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _many_rows(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The kernel's gradient `dy^T x` needs one operand transposed; the narrower one costs less."""
+    x, kernel = saved
+    dx = jnp.einsum("...f,fd->...d", dy, kernel)
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    if kernel.shape[0] > kernel.shape[1]:
+        dkernel = jax.lax.optimization_barrier(x.T @ dy).T
+    else:
+        dkernel = dy.T @ x
+    return dx, dkernel
+
+
+_many_rows.defvjp(_forward, _backward)

@@ -5,6 +5,8 @@ acts, a row of zeros where the token is the base model's. All terms are linear i
 weighted by it), so a row of zeros adds exactly zero, and all of them are zero at initialisation.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -114,7 +116,18 @@ class CoreAdapter(nnx.Module):
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """`[B, T, in]` and mixture `[B, T, P]` to the change of the projection's output, `[B, T, out]`."""
-        inner = jnp.einsum("btd,rd->btr", x, self.down.get_value().astype(x.dtype))
-        turned = jnp.einsum("btj,pij->btpi", inner, self.core.get_value().astype(x.dtype))
-        mixed = jnp.einsum("btpi,btp->bti", turned, w.astype(x.dtype))
-        return jnp.einsum("bti,fi->btf", mixed, self.up.get_value().astype(x.dtype))
+        return adapt([self], x, w)[0]
+
+
+def adapt(adapters: Sequence[CoreAdapter], x: jax.Array, w: jax.Array) -> list[jax.Array]:
+    """Applies N adapters of one input `[B, T, in]` at mixture `[B, T, P]`: a list of `[B, T, out]`.
+
+    Together, because at a few rows each of these small products costs what its call costs.
+    """
+    downs = jnp.concatenate([a.down.get_value() for a in adapters]).astype(x.dtype)
+    cores = jnp.stack([a.core.get_value() for a in adapters]).astype(x.dtype)
+    inner = jnp.einsum("btd,rd->btr", x, downs).reshape(*x.shape[:-1], len(adapters), -1)
+    turned = jnp.einsum("btnj,npij->btnpi", inner, cores)
+    mixed = jnp.einsum("btnpi,btp->nbti", turned, w.astype(x.dtype))
+    ups = [a.up.get_value().astype(x.dtype) for a in adapters]
+    return [jnp.einsum("bti,fi->btf", m, up) for m, up in zip(mixed, ups, strict=True)]

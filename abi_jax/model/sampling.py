@@ -101,7 +101,10 @@ def sample(logits: jax.Array, s: Sampling, seen: jax.Array, positions: jax.Array
     logits f32 `[B, V]`; `seen` bool `[B, V]`: tokens the row holds already; `positions` int32 `[B]`: where
     the new token will stand.
     """
-    logits = penalize(logits, seen, s.repetition_penalty)
+
+    def chosen(logits: jax.Array) -> jax.Array:
+        logits = penalize(logits, seen, s.repetition_penalty)
+        return jax.lax.cond(jnp.any(s.temperature > 0), draw, likeliest, logits)
 
     def draw(logits: jax.Array) -> jax.Array:
         scaled = logits / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
@@ -111,10 +114,19 @@ def sample(logits: jax.Array, s: Sampling, seen: jax.Array, positions: jax.Array
         def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
             return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), logits.shape[-1:])
 
-        picked = jnp.argmax(scaled + jax.vmap(noise)(s.seed, positions), axis=-1)
-        return jnp.where(s.temperature > 0, picked, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+        picked = likeliest(scaled + jax.vmap(noise)(s.seed, positions))
+        return jnp.where(s.temperature > 0, picked, likeliest(logits))
 
-    def greedy(logits: jax.Array) -> jax.Array:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    plain = jnp.all((s.temperature == 0) & (s.repetition_penalty == 1))
+    return jax.lax.cond(plain, likeliest, chosen, logits)
 
-    return jax.lax.cond(jnp.any(s.temperature > 0), draw, greedy, logits)
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """Returns the first largest entry of every row `[B, V]`, int32 `[B]`; the last token where a row is NaN.
+
+    Two plain reductions: XLA's CPU backend does not vectorise the one that `argmax` is.
+    """
+    V = logits.shape[-1]
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    at = jnp.where(logits == top, jnp.arange(V, dtype=jnp.int32), V - 1)
+    return jnp.min(at, axis=-1)

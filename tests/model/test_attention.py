@@ -12,7 +12,7 @@ import pytest
 
 from abi_jax.errors import InputError
 from abi_jax.model import attention
-from abi_jax.model.attention import Bias, Sight, attend, cudnn, fold, reference, refusal, tpu, xla
+from abi_jax.model.attention import Bias, Past, Sight, attend, cudnn, fold, reference, refusal, tpu, xla
 from abi_jax.text.roles import NUM_ROLES, Role
 
 FEATURES = 5
@@ -112,31 +112,38 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 @each_option
 def test_xla_is_the_reference_whole_and_in_blocks(options: dict[str, Any]) -> None:
-    check(make(**options), xla, partial(xla, block=8))
+    check(make(**options), xla, partial(xla, smallest_block=8))
 
 
 def test_xla_in_its_own_blocks_is_the_reference() -> None:
     check(make(512, heads=2, kv_heads=1, d=4, packed=True, window=200, bias=True, rules=True), xla)
 
 
-@pytest.mark.parametrize(("options", "T"), [*((o, 1) for o in OPTIONS.values()), (OPTIONS["everything"], 3)])
+@pytest.mark.parametrize("T", [1, 3])
+@each_option
 def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -> None:
-    """Row 0 decodes from slot 20, row 1 from slot 9; the slots after them are unused."""
+    """Row 0 goes on from slot 20, row 1 from slot 9: both are the reference over all tokens, without a cache."""
     whole = make(**options | {"packed": False})
-    starts = np.array([[20], [9]])
-    rules = whole.sight.readable
-    sight = replace(
-        whole.sight,
-        q_positions=jnp.asarray(starts + np.arange(T), jnp.int32),
-        k_positions=jnp.asarray(np.stack([np.arange(32)] * 2), jnp.int32),
-        q_segments=jnp.ones((2, T), jnp.int32),
-        k_segments=jnp.asarray(np.arange(32) < starts + T, jnp.int32),
-        readable=None if rules is None else rules[:, 4 : 4 + T],
-        aligned=False,
-        packed=True,
-    )
-    arrays = {name: x[:, :T] if name in "qu" else x for name, x in whole.arrays.items()}
-    check(replace(whole, arrays=arrays, sight=sight, real=np.ones((2, T), bool)), xla)
+    starts = np.array([20, 9])
+    bias = Bias(whole.arrays["u"], whole.arrays["f"]) if "u" in whole.arrays else None
+    expected = reference(*(whole.arrays[n] for n in "qkv"), whole.sight, bias=bias, **whole.options)
+
+    def new(x: Any, axis: int) -> jax.Array:
+        return jnp.stack([jax.lax.slice_in_dim(jnp.asarray(row), s, s + T, axis=axis - 1) for row, s in zip(x, starts)])
+
+    sight = whole.sight
+    rules = None if sight.readable is None else new(sight.readable, 1)
+    roles = sight.k_roles
+    positions, ones = new(sight.q_positions, 1), jnp.ones((2, T), jnp.int32)
+    filled = jnp.asarray(np.arange(32) < starts[:, None], jnp.int32)
+    old = Sight(positions, sight.k_positions, ones, filled, roles, rules)
+    own = Sight(positions, positions, ones, ones, None if roles is None else new(roles, 1), rules, True, False)
+    q, k, v = new(whole.arrays["q"], 1), new(whole.arrays["k"], 2), new(whole.arrays["v"], 2)
+    past = Past(*(jnp.asarray(whole.arrays[n]) for n in "kv"), old, None if bias is None else jnp.asarray(bias.v))
+    bias = None if bias is None else Bias(new(bias.u, 1), new(bias.v, 1))
+    for backend in (reference, xla):
+        out = backend(q, k, v, own, bias=bias, past=past, **whole.options)
+        np.testing.assert_allclose(out, new(expected, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_near_the_reference() -> None:
@@ -170,7 +177,7 @@ def test_rules_are_anded_with_the_rest() -> None:
 def test_no_gradient_crosses_an_example_boundary() -> None:
     case = make(packed=True, bias=True)
     first = np.asarray(case.sight.q_segments) == 1
-    for result in replace(case, real=first).run(reference, xla, partial(xla, block=8)):
+    for result in replace(case, real=first).run(reference, xla, partial(xla, smallest_block=8)):
         for name, g in result.items():
             tokens = np.moveaxis(np.asarray(g), 2, 1) if name in "kv" else np.asarray(g)
             assert (tokens[~first] == 0).all(), name

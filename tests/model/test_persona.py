@@ -185,7 +185,9 @@ def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, scale: flo
 
 
 @pytest.mark.parametrize(
-    "backend", [reference, xla, partial(xla, block=4), folded], ids=["reference", "xla", "xla in blocks", "folded"]
+    "backend",
+    [reference, xla, partial(xla, smallest_block=4), folded],
+    ids=["reference", "xla", "xla in blocks", "folded"],
 )
 def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Callable[..., jax.Array]) -> None:
     """`M_w = sum_p w_p M_p`, each `M_p[i, j] = u_p(role(i)) . v(j)` materialised."""
@@ -324,7 +326,7 @@ def test_cores_of_q_k_v_and_o_change_exactly_those_matrices() -> None:
     sight = Sight(ROWS.positions, ROWS.positions, ROWS.segments, ROWS.segments, aligned=True, packed=False)
 
     def run(graph: nnx.GraphDef, weights: Tree, inputs: Inputs) -> np.ndarray:
-        return np.asarray(merge(graph, weights)(x, inputs, None, sight, None, lambda k, v: (k, v)))
+        return np.asarray(merge(graph, weights)(x, inputs, None, sight, None)[0])
 
     changed = {}
     for name in "qkvo":
