@@ -52,7 +52,10 @@ class Decoder(nnx.Module):
     def embed(self, inputs: Inputs) -> jax.Array:
         """Base embeddings `[B, T, D]`: tokens, scaled, plus positions where the model adds them."""
         c = self.config
-        x = self.embedding.get_value()[inputs.tokens].astype(self.dtype)
+        # gathered along the features first: a lookup in a table that is split there is laid out as the table
+        # is, and the compiler then copies all of it to every device
+        table = constrain(self.embedding.get_value(), ("vocab", None))
+        x = constrain(table[inputs.tokens], ("batch", "length", None)).astype(self.dtype)
         if c.embed_scale is not None:
             x = x * jnp.asarray(c.embed_scale, self.dtype)
         if self.positions is not None:

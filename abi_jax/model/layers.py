@@ -37,6 +37,16 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 
+def _mean(x: jax.Array) -> jax.Array:
+    """Mean over the last dimension, which is kept.
+
+    A product and not a sum: XLA fuses a sum into whatever makes its terms and then adds them in another order,
+    so that a persona term of exactly zero upstream would change the last bit.
+    """
+    share = jnp.full(x.shape[-1:], 1 / x.shape[-1], x.dtype)
+    return jnp.einsum("...d,d->...", x, share, precision="highest")[..., None]
+
+
 class RMSNorm(nnx.Module):
     """`x / rms(x) * (offset + weight)` (arXiv:1910.07467), computed in f32; Gemma stores the weight minus one."""
 
@@ -47,7 +57,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dimension; keeps the dtype."""
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y * jax.lax.rsqrt(_mean(y * y) + self.eps)
         weight = self.weight.get_value().astype(jnp.float32)
         if self.offset:
             return (y * (self.offset + weight)).astype(x.dtype)
@@ -64,13 +74,9 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dimension; keeps the dtype."""
-        # Means as products: XLA fuses a sum into whatever makes its terms and then adds them in another order,
-        # so that a persona term of exactly zero upstream would change the last bit.
-        share = jnp.full(x.shape[-1:], 1 / x.shape[-1], jnp.float32)
         y = x.astype(jnp.float32)
-        y = y - jnp.einsum("...d,d->...", y, share, precision="highest")[..., None]
-        variance = jnp.einsum("...d,d->...", y * y, share, precision="highest")[..., None]
-        y = y * jax.lax.rsqrt(variance + self.eps)
+        y = y - _mean(y)
+        y = y * jax.lax.rsqrt(_mean(y * y) + self.eps)
         return (y * self.weight.get_value() + self.bias.get_value()).astype(x.dtype)
 
 

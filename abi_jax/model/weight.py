@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
 from abi_jax.sharding.rules import Axes, AxisRules
@@ -98,7 +98,10 @@ def shardings(weights: Tree, mesh: Mesh, rules: AxisRules) -> Tree:
 
 
 def abstract(
-    weights: Tree, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None, rules: AxisRules | None = None
+    weights: Tree,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | AbstractMesh | None = None,
+    rules: AxisRules | None = None,
 ) -> Tree:
     """Returns a `jax.ShapeDtypeStruct` for every weight, sharded over `mesh` when there is one."""
     if mesh is None:

@@ -65,7 +65,11 @@ class AxisRules:
         return PartitionSpec(*entries)
 
     def sharding(
-        self, axes: Axes, mesh: Mesh, shape: Sequence[int] | None = None, what: str = "array"
+        self,
+        axes: Axes,
+        mesh: Mesh | jax.sharding.AbstractMesh,
+        shape: Sequence[int] | None = None,
+        what: str = "array",
     ) -> NamedSharding:
         """Returns the NamedSharding on `mesh`; with `shape`, checks that the mesh divides it."""
         spec = self.spec(axes, mesh)

@@ -126,10 +126,12 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     whole = make(**options | {"packed": False})
     starts = np.array([20, 9])
     bias = Bias(whole.arrays["u"], whole.arrays["f"]) if "u" in whole.arrays else None
-    expected = reference(*(whole.arrays[n] for n in "qkv"), whole.sight, bias=bias, **whole.options)
+    q, k, v = (jnp.asarray(whole.arrays[n]) for n in "qkv")
+    expected = reference(q, k, v, whole.sight, bias=bias, **whole.options)
 
     def new(x: Any, axis: int) -> jax.Array:
-        return jnp.stack([jax.lax.slice_in_dim(jnp.asarray(row), s, s + T, axis=axis - 1) for row, s in zip(x, starts)])
+        rows = [jnp.moveaxis(jnp.asarray(x[b]), axis - 1, 0)[s : s + T] for b, s in enumerate(starts)]
+        return jnp.moveaxis(jnp.stack(rows), 1, axis)
 
     sight = whole.sight
     rules = None if sight.readable is None else new(sight.readable, 1)
@@ -138,11 +140,11 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     filled = jnp.asarray(np.arange(32) < starts[:, None], jnp.int32)
     old = Sight(positions, sight.k_positions, ones, filled, roles, rules)
     own = Sight(positions, positions, ones, ones, None if roles is None else new(roles, 1), rules, True, False)
-    q, k, v = new(whole.arrays["q"], 1), new(whole.arrays["k"], 2), new(whole.arrays["v"], 2)
-    past = Past(*(jnp.asarray(whole.arrays[n]) for n in "kv"), old, None if bias is None else jnp.asarray(bias.v))
+    past = Past(k, v, old, None if bias is None else jnp.asarray(bias.v))
     bias = None if bias is None else Bias(new(bias.u, 1), new(bias.v, 1))
+    backend: Backend
     for backend in (reference, xla):
-        out = backend(q, k, v, own, bias=bias, past=past, **whole.options)
+        out = backend(new(q, 1), new(k, 2), new(v, 2), own, bias=bias, past=past, **whole.options)
         np.testing.assert_allclose(out, new(expected, 1), rtol=1e-5, atol=1e-5)
 
 
