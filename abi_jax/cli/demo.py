@@ -1,8 +1,9 @@
 """The whole story in ten minutes on a laptop.
 
 Trains a small backbone from nothing on a mesh of 8 simulated devices, then three personas on the frozen
-backbone; measures every persona on every kind of answer; and lets them answer the same question. All of it
-with the commands and configurations that you would use yourself. Running it again continues where it stopped.
+backbone; measures every persona on every kind of answer it has not seen; trains both together until the few
+dialogues are known by heart; and lets every persona answer the same question. All of it with the commands and
+configurations that you would use yourself. Running it again continues where it stopped.
 
   abi demo
   abi demo --data counsel_chat.jsonl gsm8k.jsonl --out runs/mine --question "I feel stuck at work"
@@ -19,6 +20,7 @@ from abi_jax.cli.shared import simulate
 
 HELP = "train a backbone and three personas, then hear them answer"
 
+RUNS = ("base", "personas", "together")
 QUESTION = "My build fails and I am stuck."
 CRISIS = "I promised to stay alive, but it is hard today."
 VOICES = ("abbey", "aviva", "abbey=0.5,aviva=0.5", "abi")
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo-backbone",
         help="training configuration: a name in configs/train, or a file",
     )
-    parser.add_argument("--personas", default="demo-personas", help="training configuration of the personas")
+    parser.add_argument("--personas", default="demo-personas", help="the same of the personas")
+    parser.add_argument("--together", default="demo-together", help="the same of backbone and personas together")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of both"
     )
@@ -49,11 +52,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from abi_jax.train.loop import train
 
     out = sys.stderr if options.json else sys.stdout
-    base, personas = options.out / "base", options.out / "personas"
+    base, personas, together = (options.out / name for name in RUNS)
     shared = [*options.overrides, *([f"data.train={','.join(options.data)}"] if options.data else [])]
     first = load(TrainConfig, find_config(options.backbone, "train"), [*shared, f"out={base}"])
     second = load(
         TrainConfig, find_config(options.personas, "train"), [*shared, f"out={personas}", f"model.init={base}"]
+    )
+    third = load(
+        TrainConfig, find_config(options.together, "train"), [*shared, f"out={together}", f"model.init={personas}"]
     )
     seconds: dict[str, float] = {}
 
@@ -68,14 +74,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for _ in stage("personas", f"2. {', '.join(second.personas)} on the frozen backbone ({personas})"):
         train(second)
     for _ in stage("matrix", "3. Perplexity of held-out answers: voice by data set (* best)"):
-        matrix, seen = _matrices(second)
+        matrix = _matrix(second)
         print(matrix.table(), file=out)
-        print(f"\nand of all dialogues, most of them seen in training:\n{seen.table()}", file=out)
-    for _ in stage("answers", f"4. The same question: {options.question!r}"):
-        answers = _answers(personas, options.question, out)
-    figure = _figure(options.out, matrix)
-    print(f"\n{sum(seconds.values()):.0f} s in all; loss curves and matrix: {figure}", file=out)
-    print(f'next: abi chat {personas}   or: abi generate {personas} "How do I undo a commit?" --persona abi', file=out)
+    for _ in stage("together", f"4. Backbone and personas together ({together})"):
+        train(third)
+    for _ in stage("matrix_seen", "5. Perplexity of all answers, most of them seen by now"):
+        seen = _matrix(third, seen=True)
+        print(seen.table(), file=out)
+    for _ in stage("answers", f"6. The same question: {options.question!r}"):
+        answers = _answers(together, options.question, out)
+    figure = _figure(options.out, {"held-out answers, frozen backbone": matrix, "all answers, trained together": seen})
+    print(f"\n{sum(seconds.values()):.0f} s in all; loss curves and matrices: {figure}", file=out)
+    print(f'next: abi chat {together}   or: abi generate {together} "How do I undo a commit?" --persona abi', file=out)
     return {
         "perplexity": matrix.to_dict(),
         "perplexity_seen": seen.to_dict(),
@@ -91,7 +101,7 @@ def _devices() -> str:
     return f"{len(jax.devices())} {jax.default_backend()} devices"
 
 
-def _matrices(config: Any) -> tuple[Any, Any]:
+def _matrix(config: Any, seen: bool = False) -> Any:
     from dataclasses import replace
 
     from abi_jax.evaluate.perplexity import perplexity_matrix
@@ -101,8 +111,7 @@ def _matrices(config: Any) -> tuple[Any, Any]:
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
         run = prepare(replace(config, model=replace(config.model, init=config.out)), mesh, rules)
-        held_out = perplexity_matrix(run, run.trained, run.frozen)
-        return held_out, perplexity_matrix(run, run.trained, run.frozen, seen=True)
+        return perplexity_matrix(run, run.trained, run.frozen, seen=seen)
 
 
 def _answers(directory: Path, question: str, out: Any) -> dict[str, str]:
@@ -123,27 +132,30 @@ def _answers(directory: Path, question: str, out: Any) -> dict[str, str]:
     return answers
 
 
-def _figure(folder: Path, matrix: Any) -> Path:
+def _figure(folder: Path, matrices: dict[str, Any]) -> Path:
     import json
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    curves, table = figure.subplots(1, 2)
-    for name in ("base", "personas"):
+    figure = Figure(figsize=(5 * (1 + len(matrices)), 4), layout="constrained")
+    curves, *tables = figure.subplots(1, 1 + len(matrices))
+    for name in RUNS:
         lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         curves.plot([r["step"] for r in records], [r["loss"] for r in records], label=name)
     curves.set(xlabel="step", ylabel="loss (nats a token)", title="Training")
     curves.legend()
-    relative = matrix.values / matrix.values.min(axis=0)
-    table.imshow(relative, cmap="Blues_r", vmin=1, vmax=max(1.5, float(relative.max())))
-    table.set_xticks(range(len(matrix.datasets)), matrix.datasets)
-    table.set_yticks(range(len(matrix.voices)), matrix.voices)
-    for i, row in enumerate(matrix.values):
-        for j, value in enumerate(row):
-            table.text(j, i, f"{value:.1f}", ha="center", va="center")
-    table.set_title("Perplexity of held-out answers: voice by data set")
+    for table, (title, matrix) in zip(tables, matrices.items(), strict=True):
+        relative = matrix.values / matrix.values.min(axis=0)
+        table.imshow(relative, cmap="Blues_r", vmin=1, vmax=max(1.1, float(relative.max())))
+        table.set_xticks(range(len(matrix.datasets)), matrix.datasets)
+        table.set_yticks(range(len(matrix.voices)), matrix.voices)
+        for i, row in enumerate(matrix.values):
+            for j, value in enumerate(row):
+                bold = "bold" if value == matrix.values[:, j].min() else "normal"
+                light = relative[i, j] < (1 + float(relative.max())) / 2
+                table.text(j, i, f"{value:.1f}", ha="center", va="center", weight=bold, color="w" if light else "k")
+        table.set_title(f"Perplexity: {title}", fontsize=10)
     path = folder / "demo.png"
     figure.savefig(path, dpi=120)
     return path

@@ -242,10 +242,10 @@ def test_the_demo_tells_the_whole_story_and_goes_on_where_it_stopped(tmp_path: P
     story = report.json
     assert story["perplexity"].keys() == {"base", "abbey", "aviva", "abi"}
     assert {"abbey", "aviva", "abi", "abbey=0.5,aviva=0.5"} < story["answers"].keys()
-    assert story["seconds"].keys() == {"backbone", "personas", "matrix", "answers"}
+    assert story["seconds"].keys() == {"backbone", "personas", "matrix", "together", "matrix_seen", "answers"}
     assert Path(story["figure"]).stat().st_size > 10_000
     shown = abi(*arguments, "--question", "Who are you?")
-    assert "== 4. The same question: 'Who are you?'" in shown.out
+    assert "== 6. The same question: 'Who are you?'" in shown.out
     metrics = (tmp_path / "demo" / "base" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [2, 4]
 
