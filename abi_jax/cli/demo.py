@@ -78,12 +78,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(matrix.table(), file=out)
     for _ in stage("together", f"4. Backbone and personas together ({together})"):
         train(third)
-    for _ in stage("matrix_seen", "5. Perplexity of all answers, most of them seen by now"):
+    for _ in stage("matrix_seen", "5. Perplexity of answers it was trained on"):
         seen = _matrix(third, seen=True)
         print(seen.table(), file=out)
     for _ in stage("answers", f"6. The same question: {options.question!r}"):
         answers = _answers(together, options.question, out)
-    figure = _figure(options.out, {"held-out answers, frozen backbone": matrix, "all answers, trained together": seen})
+    figure = _figure(options.out, {"held-out answers, frozen backbone": matrix, "training answers, together": seen})
     print(f"\n{sum(seconds.values()):.0f} s in all; loss curves and matrices: {figure}", file=out)
     print(f'next: abi chat {together}   or: abi generate {together} "How do I undo a commit?" --persona abi', file=out)
     return {

@@ -1,6 +1,7 @@
 """The persona x data-set perplexity matrix: how well each voice predicts each kind of answer."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from abi_jax.train.loop import open_batches, pad_personas
 from abi_jax.train.setup import Run
 from abi_jax.train.step import make_evaluation, place_batch
 from abi_jax.train.trees import Tree
+
+SEEN_BATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,15 @@ class Matrix:
 def perplexity_matrix(run: Run, trained: Tree, frozen: Tree, seen: bool = False) -> Matrix:
     """Measures the base model and every persona on the responses of every data set of a persona run.
 
-    On those held out; with `seen`, on all records of the training files. A voice speaks exactly where the
-    record's own persona would. Runs under the run's mesh.
+    On those held out; with `seen`, on those of training, as many as `SEEN_BATCHES` hold. A voice speaks exactly
+    where the record's own persona would. Runs under the run's mesh.
     """
     voices = (BASE, *(p.name for p in run.personas))
-    files = {"evaluate": run.config.data.train} if seen else {}
-    with open_batches(run, "held_out", group_by="dataset", **files) as batches:
+    with open_batches(run, "train" if seen else "held_out", group_by="dataset") as batches:
         evaluate = make_evaluation(run.objective(len(batches.groups)))
         sums = np.zeros((len(voices), len(batches.groups)))
         counts = np.zeros(len(batches.groups))
-        for batch in batches:
+        for batch in islice(batches, SEEN_BATCHES if seen else None):
             for i, _ in enumerate(voices):
                 loss, tokens = evaluate(trained, frozen, _spoken_by(run, batch, i - 1))
                 sums[i] += np.asarray(loss)
