@@ -41,6 +41,8 @@ class Sampling:
         _within("top_p", self.top_p, 0.0, 1.0, above=True)
         _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("min_p", self.min_p, 0.0, 1.0)
+        if self.min_p == 1:
+            raise InputError("min_p = 1.0 would leave out every token but the likeliest; expected below 1")
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
         _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import count, describe, is_weight, map_weights
@@ -26,6 +27,9 @@ def costs(
     too (Adafactor's are too small to count); activations are the bf16 residual stream of every block, as full
     remat keeps them, plus the f32 logits. Raises `InputError` where the mesh does not divide a weight.
     """
+    for name, value in (("length", length), ("batch", batch)):
+        if value < 1:
+            raise InputError(f"{name} = {value}; expected at least 1")
     devices = prod(s for s in mesh.sizes(1 if -1 in _sizes(mesh) else prod(_sizes(mesh))))
     grid = abstract_mesh(mesh, devices)
     rules = AxisRules()

@@ -51,12 +51,13 @@ class Prompt:
 class DecodeState:
     """All that a decode step reads and writes; donated to it.
 
-    tokens int32 `[B]`: the tokens to feed next. mixture f32 `[B, P]`, reads bool `[B, R]`: None when no row
-    has any. seen bool `[B, V]`. live bool `[B]`: rows still generating.
+    tokens, roles int32 `[B]`: the tokens to feed next, and what they are. mixture f32 `[B, P]`, reads bool
+    `[B, R]`: None when no row has any. seen bool `[B, V]`. live bool `[B]`: rows still generating.
     """
 
     cache: Cache
     tokens: jax.Array
+    roles: jax.Array
     mixture: jax.Array | None
     reads: jax.Array | None
     sampling: Sampling
@@ -134,6 +135,7 @@ class Generator:
         return DecodeState(
             cache=cache,
             tokens=jnp.asarray([int(p.tokens[-1]) for p in prompts], jnp.int32),
+            roles=jnp.asarray([int(p.roles[-1]) for p in prompts], jnp.int32),
             mixture=None if mixture is None else jnp.asarray(mixture),
             reads=None if reads is None else jnp.asarray(reads),
             sampling=stack([p.sampling for p in prompts]),
@@ -152,14 +154,14 @@ class Generator:
         """Yields int32 tokens `[B]`, step by step; -1 for rows that have ended (the stop token is not yielded).
 
         The next step is dispatched before the last one's tokens are read. Ends early when every row has, or
-        when the longest row fills the context.
+        when all rows fill the context.
         """
         state = self.start(prompts, min(max_tokens, ROOM))
         length = max(len(p.tokens) for p in prompts)
-        steps = min(max_tokens, self.config.max_length - length)
+        steps = min(max_tokens, self.config.max_length - min(len(p.tokens) for p in prompts))
         pending: jax.Array | None = None
         for _ in range(steps):
-            if length > state.cache.size:
+            if state.cache.size < min(length, self.config.max_length):
                 bigger = bucket(state.cache.size + 1, self.config.max_length)
                 state = replace(state, cache=self._grow(state.cache, bigger))
             state, tokens = self.step(state)
@@ -215,7 +217,7 @@ class Generator:
             state.tokens[:, None],
             positions[:, None],
             live[:, None].astype(jnp.int32),
-            jnp.full_like(state.tokens, Role.RESPONSE)[:, None],
+            state.roles[:, None],
             None if state.mixture is None else state.mixture[:, None],
             None if state.reads is None else state.reads[:, None],
             packed=False,
@@ -225,8 +227,10 @@ class Generator:
         tokens = sample(logits, state.sampling, state.seen, positions + 1)
         live &= ~jnp.any(tokens[:, None] == self.stop_ids[None], axis=1)
         seen = state.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
-        state = replace(state, cache=place(cache), tokens=tokens, seen=seen, live=live)
-        return state, constrain(jnp.where(live, tokens, -1), (None,))  # whole on every process
+        out = constrain(jnp.where(live, tokens, -1), (None,))  # whole on every process
+        live &= cache.lengths < self.config.max_length - 1  # a full row has said its last token
+        roles = jnp.broadcast_to(jnp.array(Role.RESPONSE, jnp.int32), tokens.shape)
+        return replace(state, cache=place(cache), tokens=tokens, roles=roles, seen=seen, live=live), out
 
 
 def place(cache: Cache) -> Cache:

@@ -44,7 +44,7 @@ def export_hf(
     that still has personas (see `model/bank.py`), a folder that is not empty without `force`, a tokenizer
     larger than the embedding.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if config.persona is not None:
         raise InputError(
             "personas have no equivalent in Hugging Face checkpoints; expected one merged into the base model "
@@ -54,6 +54,8 @@ def export_hf(
         raise InputError(f"{folder} is a file; expected a folder to export to")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise InputError(f"{folder} is not empty; expected a new folder, or `force` (--force) to replace it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no Hugging Face directory: `force` replaces one, and nothing else")
     described = to_hf(config, dtype or params["embedding"].dtype)
     tokenizer = None if tokenizer_files is None else Tokenizer.load(tokenizer_files)
     if tokenizer is not None:

@@ -135,12 +135,14 @@ class LocalEngine:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers several requests in one batch."""
+        if not requests:
+            return []
         streams = [TextStream(self.tokenizer, r.stop) for r in requests]
         limits = [self.settings(r).max_tokens for r in requests]
         texts, counts = [""] * len(requests), [0] * len(requests)
         ended = [False] * len(requests)
         prompts = [self.prompt(r) for r in requests]
-        room = self.config.max_length - max(len(p.tokens) for p in prompts)
+        rooms = [self.config.max_length - len(p.tokens) for p in prompts]
         for row in self._tokens(requests):
             for i, token in enumerate(row.tolist()):
                 if ended[i]:
@@ -156,7 +158,7 @@ class LocalEngine:
         return [
             Answer(
                 texts[i] if streams[i].stopped else texts[i] + streams[i].flush(),
-                "length" if counts[i] >= min(limits[i], room) and not streams[i].stopped else "stop",
+                "length" if counts[i] >= min(limits[i], rooms[i]) and not streams[i].stopped else "stop",
                 len(prompts[i].tokens),
                 counts[i],
             )

@@ -62,7 +62,7 @@ def without_cache(config: ModelConfig, params: Tree, prompts: tuple[Prompt, ...]
     roles = np.full_like(tokens, Role.RESPONSE)
     lengths = np.array([len(p.tokens) for p in prompts])
     for row, prompt in enumerate(prompts):
-        tokens[row, : lengths[row]], roles[row, : lengths[row] - 1] = prompt.tokens, prompt.roles[:-1]
+        tokens[row, : lengths[row]], roles[row, : lengths[row]] = prompt.tokens, prompt.roles
     at = np.arange(T)
     answering = at >= lengths[:, None] - 1
     speaking = answering | np.array([[not p.response_only] for p in prompts])
@@ -159,7 +159,9 @@ def test_the_stream_ends_when_every_row_has() -> None:
 def test_the_stream_ends_when_the_context_is_full() -> None:
     run = generator("llama")
     full = run.config.max_length
-    assert [len(row) for row in run.generate([ask(full - 3, 7), ask(5, 8)], NEW)] == [3, 3]
+    assert [len(row) for row in run.generate([ask(full - 3, 7), ask(5, 8)], NEW)] == [3, NEW]
+    alone, long = run.generate([ask(5, 8)], full)[0], run.generate([ask(full - 3, 7), ask(5, 8)], full)[1]
+    assert alone == long and len(alone) == full - 5
     assert [len(row) for row in run.generate([ask(full - 1, 7)], NEW)] == [1]
     assert run.generate([ask(5, 8)], 0) == [[]]
 

@@ -28,7 +28,7 @@ def published(name: str) -> ModelConfig:
 def test_large_models_lower_for_256_devices(name: str, billions: float) -> None:
     config, before = published(name), len(jax.live_arrays())
     step = lower_step(config, POD, 256, rows=32, length=4096)
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
     assert count(describe(partial(Decoder, replace(config, persona=None)))[1]) / 1e9 == pytest.approx(
         billions, abs=0.01
     )
@@ -44,9 +44,9 @@ def test_large_models_lower_for_256_devices(name: str, billions: float) -> None:
 def test_a_small_model_lowers_for_every_mesh_and_platform(mesh: MeshConfig) -> None:
     for platform in ("cpu", "cuda", "tpu"):
         step = lower_step(MODEL, mesh, 8, rows=8, length=64, platform=platform)
-        assert step.batch_bytes == 7 * 4 * 64 * 8 // 8
+        assert step.batch_bytes == 7 * 4 * 64 * 8 // (8 // mesh.tensor)
 
 
 def test_a_mesh_that_does_not_divide_is_named() -> None:
-    with pytest.raises(InputError, match=r"'kv_heads' of size \d+ does not divide by 256"):
+    with pytest.raises(InputError, match=r"'heads' of size 32 does not divide by 256"):
         lower_step(published("llama3-8b"), MeshConfig(data=1, tensor=256), 256, rows=32, length=4096)
