@@ -40,9 +40,7 @@ class Sampling:
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_p", self.top_p, 0.0, 1.0, above=True)
         _within("top_k", self.top_k, 0, 2**31 - 1)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        if self.min_p == 1:
-            raise InputError("min_p = 1.0 would leave out every token but the likeliest; expected below 1")
+        _within("min_p", self.min_p, 0.0, 1.0, below=True)
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
         _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
 
@@ -187,6 +185,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f" (nearest: {near!r})" if near else ""
 
 
-def _within(name: str, value: float, low: float, high: float, above: bool = False) -> None:
-    if not (low < value <= high if above else low <= value <= high):
-        raise InputError(f"{name} = {value}; expected a number {'above' if above else 'from'} {low:g} up to {high:g}")
+def _within(name: str, value: float, low: float, high: float, above: bool = False, below: bool = False) -> None:
+    if not low <= value <= high or (above and value == low) or (below and value == high):
+        start, end = "above" if above else "from", "to below" if below else "up to"
+        raise InputError(f"{name} = {value}; expected a number {start} {low:g} {end} {high:g}")

@@ -1,6 +1,6 @@
 """Decoding, prompt reading and training on this CPU, side by side with transformers and llama.cpp.
 
-    python -m benchmarks.cpu --shapes 34m 110m --folder /tmp/abi-bench
+    python -m benchmarks.cpu --shapes 34m 110m --folder runs/peers
 
 Same weights, f32, two threads. Each engine lives in a process of its own (their OpenMP runtimes would spin on
 each other's cores) and one engine works at a time: round by round, every engine does every task once. Prints

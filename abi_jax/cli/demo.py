@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--personas", default="demo-personas", help="the same of the personas")
     parser.add_argument("--together", default="demo-together", help="the same of backbone and personas together")
     parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of both"
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of all"
     )
 
 

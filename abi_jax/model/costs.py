@@ -10,11 +10,11 @@ from jax.sharding import PartitionSpec
 from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
+from abi_jax.model.persona import PERSONA_PARTS
 from abi_jax.model.weight import count, describe, is_weight, map_weights
 from abi_jax.sharding.mesh import MeshConfig, abstract_mesh
 from abi_jax.sharding.rules import AxisRules, check_divides
 
-PERSONA_PARTS = frozenset({"masks", "cores", "key_features", "injection", "persona_heads"})
 MOMENTS = {"adamw": 2, "adafactor": 0, "none": 0}
 
 

@@ -52,9 +52,10 @@ def export_hf(
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected a folder to export to")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    taken = folder.is_dir() and any(folder.iterdir())
+    if taken and not force:
         raise InputError(f"{folder} is not empty; expected a new folder, or `force` (--force) to replace it")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if taken and not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no Hugging Face directory: `force` replaces one, and nothing else")
     described = to_hf(config, dtype or params["embedding"].dtype)
     tokenizer = None if tokenizer_files is None else Tokenizer.load(tokenizer_files)

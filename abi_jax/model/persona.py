@@ -14,8 +14,9 @@ from flax import nnx
 from abi_jax.model.attention import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.weight import param
+from abi_jax.text.roles import NUM_ROLES
 
-NUM_ROLES = 6
+PERSONA_PARTS = frozenset({"masks", "cores", "key_features", "injection", "persona_heads"})
 NUM_POSITION_FEATURES = 4
 
 

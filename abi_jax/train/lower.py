@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder, Remat
@@ -15,7 +16,7 @@ from abi_jax.model.weight import abstract, describe
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import MeshConfig, abstract_mesh
 from abi_jax.sharding.rules import AxisRules
-from abi_jax.train.step import BATCH_AXES, Objective, TrainState, make_step
+from abi_jax.train.step import BATCH_AXES, Objective, TrainState, make_step, moment_shardings
 
 Platform = Literal["cpu", "cuda", "tpu"]
 
@@ -51,13 +52,12 @@ def lower_step(
     graphdef, weights = describe(partial(Decoder, config, dtype=jnp.bfloat16, remat=remat))
     params = abstract(weights, jnp.float32, grid, rules)
     optimizer = optax.adamw(1e-4)
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+    places, whole = moment_shardings(params, optimizer)
+    moments = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         jax.eval_shape(optimizer.init, params),
-        params,
+        places,
     )
-    whole = NamedSharding(grid, PartitionSpec())
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     state = TrainState(params, moments, count)
 
@@ -77,10 +77,6 @@ def lower_step(
 
 def _bytes_per_device(tree: Any) -> int:
     def held(x: Any) -> int:
-        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        size = x.dtype.itemsize
-        for n in shape:
-            size *= n
-        return int(size)
+        return int(x.dtype.itemsize * prod(x.sharding.shard_shape(x.shape)))
 
     return sum(held(x) for x in jax.tree.leaves(tree))

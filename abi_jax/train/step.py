@@ -87,9 +87,11 @@ def make_evaluation(objective: Objective) -> Callable[[Tree, Tree, Arrays], tupl
     return jax.jit(evaluate)
 
 
-def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns step 0; the optimizer's moments are sharded like the weights they belong to."""
+def moment_shardings(params: Tree, optimizer: optax.GradientTransformation) -> tuple[Any, jax.sharding.Sharding]:
+    """Shardings of the optimizer's state, its moments laid out like the weights they belong to; and that of a scalar.
 
+    `params` are arrays or `jax.ShapeDtypeStruct` with shardings.
+    """
     placed = jax.tree.leaves(params)[0].sharding
     whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
 
@@ -99,6 +101,12 @@ def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> Trai
     out = optax.tree_utils.tree_map_params(
         optimizer, like, jax.eval_shape(optimizer.init, params), params, transform_non_params=lambda _: whole
     )
+    return out, whole
+
+
+def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns step 0; the optimizer's moments are sharded like the weights they belong to."""
+    out, whole = moment_shardings(params, optimizer)
     return TrainState(params, jax.jit(optimizer.init, out_shardings=out)(params), jax.device_put(jnp.int32(0), whole))
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-Tree = Any
+from abi_jax.model.persona import PERSONA_PARTS
 
-PERSONA_PARTS = frozenset({"masks", "cores", "key_features", "injection", "persona_heads"})
+Tree = Any
 
 
 def is_persona(path: tuple[str, ...]) -> bool:

@@ -1,9 +1,9 @@
 """Checks that the engines agree, and measures them.
 
-    python -m benchmarks.peers.measure check 34m --folder /tmp/peers
-    python -m benchmarks.peers.measure llama_cpp 34m --folder /tmp/peers
-    python -m benchmarks.peers.measure transformers 110m --folder /tmp/peers
-    python -m benchmarks.peers.measure compile 110m --folder /tmp/peers
+    python -m benchmarks.peers.measure check 34m --folder runs/peers
+    python -m benchmarks.peers.measure llama_cpp 34m --folder runs/peers
+    python -m benchmarks.peers.measure transformers 110m --folder runs/peers
+    python -m benchmarks.peers.measure compile 110m --folder runs/peers
 
 One engine per process: torch and llama.cpp bring an OpenMP runtime each, and the idle threads
 of one spin on the cores that the other is measured on. Prints one JSON object a line, times in

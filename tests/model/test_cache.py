@@ -1,5 +1,6 @@
 """The key-value cache: written in place, and the same answers as without it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -32,8 +33,8 @@ def part(inputs: Inputs, starts: np.ndarray, count: int) -> Inputs:
     return jax.tree.map(take, inputs)
 
 
-def through_the_cache(config: ModelConfig, params: Tree, inputs: Inputs, chunk: int = 1) -> np.ndarray:
-    """Logits `[B, T, V]` of a prefill of `LENGTHS` tokens and then `STEPS` more in chunks; 0 where there are none."""
+def cached_program(config: ModelConfig) -> Callable[[Tree, Inputs, Cache, bool], tuple[jax.Array, Cache]]:
+    """The compiled model with a cache, `fresh` or filled: logits and the cache with the new tokens."""
     graphdef, _ = describe(partial(Decoder, config))
 
     @partial(jax.jit, static_argnames="fresh")
@@ -42,6 +43,12 @@ def through_the_cache(config: ModelConfig, params: Tree, inputs: Inputs, chunk: 
         h, cache = model.hidden(inputs, cache, fresh=fresh)
         return model.logits(h, inputs.mixture), cache
 
+    return run
+
+
+def through_the_cache(config: ModelConfig, params: Tree, inputs: Inputs, chunk: int = 1) -> np.ndarray:
+    """Logits `[B, T, V]` of a prefill of `LENGTHS` tokens and then `STEPS` more in chunks; 0 where there are none."""
+    run = cached_program(config)
     B, T = inputs.tokens.shape
     out = np.zeros((B, T, config.vocab_size), np.float32)
 
@@ -93,14 +100,7 @@ def test_a_bank_that_is_silent_in_the_prompt_still_leaves_its_key_features() -> 
     w = np.array([[0, 1, 0, 0], [0, 0, 0, 1], [0.5, 0.5, 0, 0], [0, 0, 0, 0]], np.float32)
     active = np.arange(16) >= LENGTHS[:, None]
     expected = logits(config, params, spoken(ROWS, w, active))
-    graphdef, _ = describe(partial(Decoder, config))
-
-    @partial(jax.jit, static_argnames="fresh")
-    def run(params: Tree, inputs: Inputs, cache: Cache, fresh: bool) -> tuple[jax.Array, Cache]:
-        model = merge(graphdef, params)
-        h, cache = model.hidden(inputs, cache, fresh=fresh)
-        return model.logits(h, inputs.mixture), cache
-
+    run = cached_program(config)
     padded = replace(
         part(ROWS, np.zeros(4, int), WIDTH), segments=jnp.asarray(np.arange(WIDTH) < LENGTHS[:, None], jnp.int32)
     )
