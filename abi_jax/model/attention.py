@@ -166,20 +166,37 @@ def _xla_block(
     window: int | None,
     bias: Bias | None,
 ) -> jax.Array:
-    out = _weigh(_scores(q, k, sight, scale, softcap, window, bias), v)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    scores = _scores(q, k, sight, scale, softcap, window, bias)
+    return _by_token(_weigh(scores, v), q)
+
+
+def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
+    """`[B, T, H, n]` to `[B, K, M, n]`, `M` the queries of all heads that share keys.
+
+    In this form every product of attention and of its gradient has its batch dimensions first, and XLA's CPU
+    backend transposes nothing as large as the scores.
+    """
+    B, T, H, n = x.shape
+    return x.reshape(B, T, kv_heads, H // kv_heads, n).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, n)
+
+
+def _by_token(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Undoes `_by_head`."""
+    B, T, H, n = like.shape
+    K = x.shape[1]
+    return x.reshape(B, K, H // K, T, n).transpose(0, 3, 1, 2, 4).reshape(like.shape)
 
 
 @jax.custom_vjp
 def _weigh(scores: jax.Array, v: jax.Array) -> jax.Array:
-    """`softmax(scores) v` of scores f32 `[B, K, G, T, S]` and v `[B, K, S, d]`: `[B, K, G, T, d]`."""
+    """`softmax(scores) v` of scores f32 `[B, K, M, S]` and v `[B, K, S, d]`: `[B, K, M, d]`."""
     return _weigh_forward(scores, v)[0]
 
 
 def _weigh_forward(scores: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bkms,bksd->bkmd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = (out / total).astype(v.dtype)
     return out, (weights, total, v, out)
 
@@ -189,8 +206,8 @@ def _weigh_backward(saved: tuple[jax.Array, ...], dout: jax.Array) -> tuple[jax.
     weights, total, v, out = saved
     share = jnp.sum(dout.astype(jnp.float32) * out, axis=-1, keepdims=True) / total
     dout = (dout / total).astype(v.dtype)
-    dv = jnp.einsum("bkgts,bkgtd->bksd", weights.astype(v.dtype), dout)
-    dweights = jnp.einsum("bkgtd,bksd->bkgts", dout, v, preferred_element_type=jnp.float32)
+    dv = jnp.einsum("bkms,bkmd->bksd", weights.astype(v.dtype), dout)
+    dweights = jnp.einsum("bkmd,bksd->bkms", dout, v, preferred_element_type=jnp.float32)
     return weights * (dweights - share), dv
 
 
@@ -206,16 +223,18 @@ def _scores(
     window: int | None,
     bias: Bias | None,
 ) -> jax.Array:
-    """Masked scores f32 `[B, K, H / K, T, S]`."""
-    B, T, H, d = q.shape
-    K = k.shape[1]
-    grouped = (q * scale).astype(q.dtype).reshape(B, T, K, H // K, d)
-    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    """Masked scores f32 `[B, K, M, S]`, of the queries as `_by_head` lays them out."""
+    B, T, _, _ = q.shape
+    K, S = k.shape[1:3]
+    grouped = _by_head((q * scale).astype(q.dtype), K)
+    scores = jnp.einsum("bkmd,bksd->bkms", grouped, k, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + jnp.einsum("btkgf,bsf->bkgts", bias.u.reshape(B, T, K, H // K, -1), bias.v)
-    return jnp.where(sight.mask(window)[:, None, None], scores, NEVER)
+        u = _by_head(bias.u, K)
+        scores += jnp.einsum("bmf,bsf->bms", u.reshape(B, -1, u.shape[-1]), bias.v).reshape(scores.shape)
+    mask = sight.mask(window)[:, None, None]
+    return jnp.where(mask, scores.reshape(B, K, -1, T, S), NEVER).reshape(scores.shape)
 
 
 def _xla_past(
@@ -239,12 +258,10 @@ def _xla_past(
     total = jnp.sum(old, axis=-1, keepdims=True) + jnp.sum(new, axis=-1, keepdims=True)
 
     def weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
-        # G and T as one dimension: with T apart, XLA's CPU backend transposes all values first
-        weights = (weights / total).astype(v.dtype).reshape(*v.shape[:2], -1, v.shape[2])
+        weights = (weights / total).astype(v.dtype)
         return jnp.einsum("bkms,bksd->bkmd", weights, v, preferred_element_type=jnp.float32)
 
-    out = (weighted(old, past.v) + weighted(new, v)).astype(v.dtype)
-    return out.reshape(*new.shape[:-1], -1).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return _by_token((weighted(old, past.v) + weighted(new, v)).astype(v.dtype), q)
 
 
 def fold(

@@ -6,7 +6,6 @@ mixture is merged into it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +17,11 @@ from jax.typing import DTypeLike
 from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
+from abi_jax.model.persona import CORE_TARGETS
 from abi_jax.model.weight import Tree, describe, initialize, is_weight, path_name
 from abi_jax.sharding.rules import AxisRules
 
+BANK = "persona"  # where the bank is in a tree of parameters
 _SIMPLEX_TOLERANCE = 1e-6
 
 
@@ -55,18 +56,13 @@ def add_personas(
         raise InputError(f"the model has a bank of {config.persona.capacity} personas already; expected a base model")
     with_bank = replace(config, persona=shape)
     _, weights = describe(lambda: Decoder(with_bank))
-    base = _flat(params)
-    new = {path: weight for path, weight in _flat(weights).items() if path not in base}
-    bank = initialize(_nest(new), key, dtype, _mesh(params), rules)
-    return with_bank, _nest(base | _flat(bank))
+    bank = initialize({BANK: weights[BANK]}, key, dtype, _mesh(params), rules)
+    return with_bank, params | bank
 
 
 def drop_personas(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]:
     """Returns the base model alone; its arrays are the same."""
-    plain = replace(config, persona=None)
-    _, base = describe(lambda: Decoder(plain))
-    arrays = _flat(params)
-    return plain, _nest({path: arrays[path] for path in _flat(base)})
+    return replace(config, persona=None), {name: branch for name, branch in params.items() if name != BANK}
 
 
 def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) -> Merged:
@@ -83,7 +79,7 @@ def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) 
         raise InputError("the model has no personas to merge; expected one with a persona bank")
     mixture = _mixture(w, shape.capacity)
     plain, base = drop_personas(config, params)
-    out = _Fold(plain, _flat(base), _flat(params), mixture, [])
+    out = _Fold(plain, _flat(base), _flat(params[BANK]), mixture, [])
     if mixture.any():
         out.cores()
         out.masks()
@@ -94,11 +90,11 @@ def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) 
 
 @dataclass
 class _Fold:
-    """The state of one merge: what remains of the base, and the whole model's parameters by path."""
+    """The state of one merge: what becomes of the base, and the bank, both by path."""
 
     config: ModelConfig
     base: dict[str, jax.Array]
-    params: dict[str, jax.Array]
+    bank: dict[str, jax.Array]
     w: np.ndarray
     left_out: list[str]
 
@@ -108,42 +104,48 @@ class _Fold:
         new = f(old.astype(jnp.float32)).astype(old.dtype)
         self.base[path] = jax.device_put(new, old.sharding)
 
-    def bank(self, path: str) -> jax.Array:
-        return self.params[path].astype(jnp.float32)
+    def f32(self, path: str) -> jax.Array:
+        return self.bank[path].astype(jnp.float32)
 
     def cores(self) -> None:
-        for path in [p for p in self.params if p.endswith(".core")]:
-            start = path.removesuffix(".core")
-            module, name = start.split(".cores.")
-            core = jnp.einsum("p,pij->ij", self.w, self.bank(path))
-            if core.any():
-                up, down = self.bank(f"{start}.up"), self.bank(f"{start}.down")
-                self.change(f"{module}.{name}.kernel", partial(jnp.add, up @ core @ down))
+        rooms = {"qkv": "attention", "o": "attention", "up": "mlp", "down": "mlp"}
+        for group in [path.split(".")[1] for path in self.bank if path.endswith(".core")]:
+            down, core, *ups = (
+                np.asarray(self.f32(f"cores.{group}.{part}"))
+                for part in ("down", "core", *(f"up.{name}" for name in CORE_TARGETS[group]))
+            )
+            mixed = np.einsum("p,plnij->lnij", self.w, core)
+            for layer, n in np.argwhere(mixed.any((2, 3))):
+                path = f"layers.{layer}.{rooms[group]}.{CORE_TARGETS[group][n]}.kernel"
+                A = down[layer].reshape(len(ups), mixed.shape[-1], -1)[n]
+                kernel = self.base[path]
+                self.base[path] = jax.device_put(_add_core(kernel, ups[n][layer], mixed[layer, n], A), kernel.sharding)
 
     def masks(self) -> None:
-        layers = [p for p in self.params if p.endswith(".masks.u")]
-        used = [p for p in layers if self._acts(self.params[p])]
-        if used:
-            self.left_out.append(f"attention masks of {len(used)} of {len(layers)} layers: they depend on roles")
+        if "masks.u" not in self.bank:
+            return
+        u = np.asarray(self.bank["masks.u"])[np.flatnonzero(self.w)]
+        if used := int(u.any((0, 2, 3, 4)).sum()):
+            self.left_out.append(f"attention masks of {used} of {u.shape[1]} layers: they depend on roles")
 
     def injection(self) -> None:
         """`x' = x + f (sum_p w_p B_p A x + e_p)` with `f = 1 - gate`: linear in x where the gate is constant."""
-        if "injection.embedding" not in self.params:
+        if "injection.embedding" not in self.bank:
             return
-        shift = jnp.einsum("p,pd->d", self.w, self.bank("injection.embedding"))
-        up = jnp.einsum("p,prd->rd", self.w, self.bank("injection.up"))
+        shift = jnp.einsum("p,pd->d", self.w, self.f32("injection.embedding"))
+        up = jnp.einsum("p,prd->rd", self.w, self.f32("injection.up"))
         if not (shift.any() or up.any()):
             return
         factor = jnp.ones(())
-        if "injection.gate" in self.params:
-            if self.params["injection.gate"].any():
+        if "injection.gate" in self.bank:
+            if self.bank["injection.gate"].any():
                 self.left_out.append("token injection: its gate depends on the token")
                 return
-            factor = 1 - jax.nn.sigmoid(self.bank("injection.gate_bias")[0])
+            factor = 1 - jax.nn.sigmoid(self.f32("injection.gate_bias")[0])
         if self.config.positions == "sinusoidal" and up.any():
             self.left_out.append("token injection: it also turns the sinusoidal positions, which are not weights")
             return
-        down = self.bank("injection.down")
+        down = self.f32("injection.down")
         self._untie()
         scale = self.config.embed_scale or 1.0
 
@@ -155,12 +157,12 @@ class _Fold:
         self.change("embedding", lambda E: E + turn(E) + factor * shift / scale)
 
     def heads(self) -> None:
-        if "persona_heads.up" not in self.params:
+        if "heads.up" not in self.bank:
             return
-        up, down = self.bank("persona_heads.up"), self.bank("persona_heads.down")
+        up, down = self.f32("heads.up"), self.f32("heads.down")
         if not self._acts(up):
             return
-        routes = self.bank("persona_heads.route")[np.flatnonzero(self.w)]
+        routes = self.f32("heads.route")[np.flatnonzero(self.w)]
         if (routes != routes[:1]).any():
             self.left_out.append("persona heads: each token has its own mixture of them")
             return
@@ -176,6 +178,11 @@ class _Fold:
         if self.config.tied_embeddings:
             self.config = replace(self.config, tied_embeddings=False)
             self.base["head.kernel"] = self.base["embedding"]
+
+
+@jax.jit
+def _add_core(kernel: jax.Array, up: jax.Array, core: jax.Array, down: jax.Array) -> jax.Array:
+    return (kernel.astype(jnp.float32) + up @ core @ down).astype(kernel.dtype)
 
 
 def _mixture(w: np.ndarray | jax.Array, capacity: int) -> np.ndarray:

@@ -8,10 +8,10 @@ import jax
 from jax.sharding import PartitionSpec
 
 from abi_jax.errors import InputError
+from abi_jax.model.bank import BANK
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.persona import PERSONA_PARTS
-from abi_jax.model.weight import count, describe, is_weight, map_weights
+from abi_jax.model.weight import count, describe, map_weights
 from abi_jax.sharding.mesh import MeshConfig, abstract_mesh
 from abi_jax.sharding.rules import AxisRules, check_divides
 
@@ -42,11 +42,7 @@ def costs(
 
     leaves = jax.tree.leaves(map_weights(shard, weights))
     total, local = count(weights), sum(leaves)
-    persona = sum(
-        w.size
-        for path, w in jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_weight)
-        if not PERSONA_PARTS.isdisjoint(str(getattr(k, "key", k)) for k in path)
-    )
+    persona = count(weights.get(BANK, {}))
     tokens = batch * length // max(grid.shape["sequence"], 1)
     activations = (
         2 * tokens * config.d_model * config.num_layers + 4 * tokens * config.vocab_size // grid.shape["tensor"]

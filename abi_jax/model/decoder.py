@@ -16,7 +16,7 @@ from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoids
 from abi_jax.model.matmul import project
-from abi_jax.model.persona import Injection, KeyFeatures, PersonaHeads
+from abi_jax.model.persona import LayerTerms, PersonaBank
 from abi_jax.model.weight import param
 from abi_jax.sharding.context import constrain
 
@@ -39,15 +39,13 @@ class Decoder(nnx.Module):
         remat: Remat = "none",
     ) -> None:
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        c, shape = config, config.persona
+        c = config
         self.embedding = param((c.vocab_size, c.d_model), ("vocab", "embed"))
         self.positions = param((c.max_length, c.d_model), ("position", "embed")) if c.positions == "learned" else None
         self.layers = nnx.List([Block(c, i, attention) for i in range(c.num_layers)])
         self.norm = make_norm(c)
         self.head = None if c.tied_embeddings else Linear(c.d_model, c.vocab_size, ("vocab", "embed"))
-        self.key_features = KeyFeatures(c, shape) if shape and shape.mask else None
-        self.injection = Injection(c, shape) if shape and shape.injection else None
-        self.persona_heads = PersonaHeads(c, shape) if shape and shape.head_rank else None
+        self.persona = PersonaBank(c, c.persona) if c.persona else None
 
     def embed(self, inputs: Inputs) -> jax.Array:
         """Base embeddings `[B, T, D]`: tokens, scaled, plus positions where the model adds them."""
@@ -74,15 +72,14 @@ class Decoder(nnx.Module):
         are not counted. `fresh` says that the cache is empty, so that a prefill attends to its own tokens only.
         """
         base = self.embed(inputs)
+        bank, w = self.persona, inputs.mixture
         features = None
-        if (self.key_features is not None and inputs.mixture is not None) or (
-            cache is not None and cache.features is not None
-        ):
-            assert self.key_features is not None
-            features = self.key_features(base, inputs.roles, inputs.positions)
+        if bank is not None and bank.key_features is not None and (w is not None or cache is not None):
+            features = bank.key_features(base, inputs.roles, inputs.positions)
         x = base
-        if self.injection is not None and inputs.mixture is not None:
-            x = self.injection(base, inputs.mixture)
+        if bank is not None and bank.injection is not None and w is not None:
+            x = bank.injection(base, w)
+        terms = [LayerTerms()] * len(self.layers) if bank is None or w is None else bank.layers()
         x = constrain(x, ("batch", "length", None))
         angles = rope_angles(self.config, inputs.positions) if self.config.positions == "rope" else None
         sight = self._sight(inputs)
@@ -90,13 +87,13 @@ class Decoder(nnx.Module):
         kept = []
         for i, block in enumerate(self.layers):
             if cache is None:
-                x = self._remat(block)(x, inputs, angles, sight, features)
+                x = self._remat(block)(x, inputs, angles, sight, terms[i], features)
                 continue
             past = None
             if seen is not None:
-                marks = None if inputs.mixture is None else cache.features
+                marks = None if w is None else cache.features
                 past = Past(cache.keys[i], cache.values[i], seen, marks)
-            x, new = block(x, inputs, angles, sight, features, past)
+            x, new = block(x, inputs, angles, sight, terms[i], features, past)
             kept.append(new)
         if cache is not None:
             added = jnp.sum(inputs.segments > 0, axis=1, dtype=jnp.int32)
@@ -136,8 +133,8 @@ class Decoder(nnx.Module):
 
     def logits(self, h: jax.Array, mixture: jax.Array | None = None) -> jax.Array:
         """From hidden states `[B, T, D]` and mixture `[B, T, P]` to f32 logits `[B, T, V]`."""
-        if self.persona_heads is not None and mixture is not None:
-            h = self.persona_heads(h, mixture)
+        if self.persona is not None and self.persona.heads is not None and mixture is not None:
+            h = self.persona.heads(h, mixture)
         if self.head is not None:
             y = self.head(h)
         else:

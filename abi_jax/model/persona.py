@@ -3,9 +3,13 @@
 Every function takes the mixture of each token, `w` f32 `[B, T, P]`: a row on the simplex where the persona
 acts, a row of zeros where the token is the base model's. All terms are linear in `w` (the heads: a softmax
 weighted by it), so a row of zeros adds exactly zero, and all of them are zero at initialisation.
+
+All of a model's terms are one bank: a few arrays, in which a persona is a row of axis P and a layer an index of
+axis L. Each layer is handed its slice of them (`LayerTerms`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +20,10 @@ from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.weight import param
 from abi_jax.text.roles import NUM_ROLES
 
-PERSONA_PARTS = frozenset({"masks", "cores", "key_features", "injection", "persona_heads"})
 NUM_POSITION_FEATURES = 4
+
+# projections that share an input, and so an adapter's `A`, in the order of `LayerCores.ups`
+CORE_TARGETS = {"qkv": ("q", "k", "v"), "o": ("o",), "up": ("up",), "down": ("down",)}
 
 
 def num_features(shape: PersonaShape) -> int:
@@ -42,18 +48,25 @@ class KeyFeatures(nnx.Module):
 
 
 class MaskQueries(nnx.Module):
-    """`u_p(role(i))` of one layer: `[P, R, H, F]`, bounded by `c tanh(u / c)` before it is mixed."""
+    """`u_p(role(i))` of every layer: `[P, L, R, H, F]`, bounded by `c tanh(u / c)` before it is mixed."""
 
     def __init__(self, config: ModelConfig, shape: PersonaShape) -> None:
-        sizes = (shape.capacity, NUM_ROLES, config.num_heads, num_features(shape))
-        self.u = param(sizes, ("persona", "role", "heads", "feature"), "zeros")
+        sizes = (shape.capacity, config.num_layers, NUM_ROLES, config.num_heads, num_features(shape))
+        self.u = param(sizes, ("persona", "layer", "role", "heads", "feature"), "zeros")
         self.bound = shape.mask_bound
 
-    def __call__(self, w: jax.Array, roles: jax.Array, features: jax.Array) -> Bias:
-        """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, S, F]`."""
-        u = self.bound * jnp.tanh(self.u.get_value().astype(jnp.float32) / self.bound)
-        of_role = w[..., None] * jax.nn.one_hot(roles, NUM_ROLES)[..., None, :]
-        return Bias(jnp.einsum("btpr,prhf->bthf", of_role, u), features)
+    def layers(self) -> list[jax.Array]:
+        """The bounded `u` of each layer, f32 `[P, R, H, F]`."""
+        return _unstack(self.bound * jnp.tanh(self.u.get_value().astype(jnp.float32) / self.bound), axis=1)
+
+
+def mask_bias(u: jax.Array, w: jax.Array, roles: jax.Array, features: jax.Array) -> Bias:
+    """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, S, F]`.
+
+    u f32 `[P, R, H, F]`: one layer's.
+    """
+    of_role = w[..., None] * jax.nn.one_hot(roles, NUM_ROLES)[..., None, :]
+    return Bias(jnp.einsum("btpr,prhf->bthf", of_role, u), features)
 
 
 class Injection(nnx.Module):
@@ -106,29 +119,104 @@ class PersonaHeads(nnx.Module):
         return h + jnp.einsum("btpr,prd->btd", inner, self.up.get_value().astype(h.dtype))
 
 
-class CoreAdapter(nnx.Module):
-    """`dW_w x = B (sum_p w_p C_p) A x`: `A` and `B` shared, one `r x r` core a persona."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerCores:
+    """One layer's core adapters on one input: down `[N r, in]`, core `[P, N, r, r]`, ups N times `[out, r]`."""
 
-    def __init__(self, size_in: int, size_out: int, axes: tuple[str, str], shape: PersonaShape) -> None:
-        r = shape.core_rank
-        self.down = param((r, size_in), ("rank", axes[1]), scale=size_in**-0.5)
-        self.core = param((shape.capacity, r, r), ("persona", "rank", None), "zeros")
-        self.up = param((size_out, r), (axes[0], "rank"), scale=r**-0.5)
+    down: jax.Array
+    core: jax.Array
+    ups: tuple[jax.Array, ...]
 
-    def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """`[B, T, in]` and mixture `[B, T, P]` to the change of the projection's output, `[B, T, out]`."""
-        return adapt([self], x, w)[0]
+    def __call__(self, x: jax.Array, w: jax.Array) -> list[jax.Array]:
+        """`[B, T, in]` and mixture `[B, T, P]` to the changes of the N projections' outputs, `[B, T, out]` each.
+
+        Every core turns its vector before they are mixed: the sum over personas alone is the same bits however
+        many rows the bank has.
+        """
+        inner = jnp.einsum("btd,nd->btn", x, self.down.astype(x.dtype)).reshape(*x.shape[:-1], len(self.ups), -1)
+        turned = jnp.einsum("btnj,pnij->btnpi", inner, self.core.astype(x.dtype))
+        mixed = jnp.einsum("btnpi,btp->nbti", turned, w.astype(x.dtype))
+        return [jnp.einsum("bti,fi->btf", y, up.astype(x.dtype)) for y, up in zip(mixed, self.ups, strict=True)]
 
 
-def adapt(adapters: Sequence[CoreAdapter], x: jax.Array, w: jax.Array) -> list[jax.Array]:
-    """Applies N adapters of one input `[B, T, in]` at mixture `[B, T, P]`: a list of `[B, T, out]`.
+class CoreAdapters(nnx.Module):
+    """`dW_w x = B (sum_p w_p C_p) A x` for the N projections of one input, in every layer.
 
-    Together, because at a few rows each of these small products costs what its call costs.
+    `A` (down) and `B` (up) are shared, with one `r x r` core a persona. `name`: a key of `CORE_TARGETS`.
     """
-    downs = jnp.concatenate([a.down.get_value() for a in adapters]).astype(x.dtype)
-    cores = jnp.stack([a.core.get_value() for a in adapters]).astype(x.dtype)
-    inner = jnp.einsum("btd,rd->btr", x, downs).reshape(*x.shape[:-1], len(adapters), -1)
-    turned = jnp.einsum("btnj,npij->btnpi", inner, cores)
-    mixed = jnp.einsum("btnpi,btp->nbti", turned, w.astype(x.dtype))
-    ups = [a.up.get_value().astype(x.dtype) for a in adapters]
-    return [jnp.einsum("bti,fi->btf", m, up) for m, up in zip(mixed, ups, strict=True)]
+
+    def __init__(self, config: ModelConfig, shape: PersonaShape, name: str) -> None:
+        self.targets = CORE_TARGETS[name]
+        L, N, P, r = config.num_layers, len(self.targets), shape.capacity, shape.core_rank
+        outs = [_projection(config, target) for target in self.targets]
+        size_in, axis = outs[0][1]
+        self.down = param((L, N * r, size_in), ("layer", "rank", axis), scale=size_in**-0.5)
+        self.core = param((P, L, N, r, r), ("persona", "layer", None, "rank", None), "zeros")
+        self.up = nnx.Dict(
+            {
+                target: param((L, size, r), ("layer", axis, "rank"), scale=r**-0.5)
+                for target, ((size, axis), _) in zip(self.targets, outs, strict=True)
+            }
+        )
+
+    def layers(self) -> list[LayerCores]:
+        """Each layer's share."""
+        ups = zip(*(_unstack(self.up[target].get_value()) for target in self.targets), strict=True)
+        downs, cores = _unstack(self.down.get_value()), _unstack(self.core.get_value(), axis=1)
+        return [LayerCores(*parts) for parts in zip(downs, cores, ups, strict=True)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerTerms:
+    """What the bank does in one layer: mask queries f32 `[P, R, H, F]`, and adapters by the input they share."""
+
+    u: jax.Array | None = None
+    cores: Mapping[str, LayerCores] = field(default_factory=dict)
+
+    def adapt(self, name: str, outs: list[jax.Array], x: jax.Array, w: jax.Array | None) -> list[jax.Array]:
+        """Projections `outs` of `x` `[B, T, in]`, changed by the adapters of that name, if there are any."""
+        if w is None or name not in self.cores:
+            return outs
+        return [y + change for y, change in zip(outs, self.cores[name](x, w), strict=True)]
+
+
+class PersonaBank(nnx.Module):
+    """All persona terms of one model; what `PersonaShape` leaves out is None, or missing from `cores`."""
+
+    def __init__(self, config: ModelConfig, shape: PersonaShape) -> None:
+        c = config
+        self.num_layers = c.num_layers
+        self.key_features = KeyFeatures(c, shape) if shape.mask else None
+        self.masks = MaskQueries(c, shape) if shape.mask else None
+        self.injection = Injection(c, shape) if shape.injection else None
+        self.heads = PersonaHeads(c, shape) if shape.head_rank else None
+        wanted = ("qkv", "o", "up", "down") if shape.core_mlp else ("qkv", "o")
+        self.cores = nnx.Dict({name: CoreAdapters(c, shape, name) for name in wanted if shape.core_rank})
+
+    def layers(self) -> list[LayerTerms]:
+        """Each layer's share."""
+        us = [None] * self.num_layers if self.masks is None else self.masks.layers()
+        cores = {name: adapters.layers() for name, adapters in self.cores.items()}
+        return [LayerTerms(u, {name: of[i] for name, of in cores.items()}) for i, u in enumerate(us)]
+
+
+def _projection(config: ModelConfig, target: str) -> tuple[tuple[int, str], tuple[int, str]]:
+    """Size and axis name of a projection's output and of its input."""
+    c = config
+    embed, q, kv, mlp = (c.d_model, "embed"), (c.q_size, "heads"), (c.kv_size, "kv_heads"), (c.d_ff, "mlp")
+    known = {
+        "q": (q, embed),
+        "k": (kv, embed),
+        "v": (kv, embed),
+        "o": (embed, q),
+        "up": (mlp, embed),
+        "down": (embed, mlp),
+    }
+    return known[target]
+
+
+def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:
+    """The slices along an axis. A split, because its gradient is one concatenation and not a sum of padded slices."""
+    return [part.squeeze(axis) for part in jax.lax.split(x, (1,) * x.shape[axis], axis)]

@@ -31,6 +31,7 @@ DEFAULT_TABLE: Mapping[str, tuple[str, ...]] = {
     "norm": (),
     # personas are small: replicated, so that mixing them never communicates
     "persona": (),
+    "layer": (),
     "rank": (),
     "role": (),
     "feature": (),

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from abi_jax.model.persona import PERSONA_PARTS
+from abi_jax.model.bank import BANK
 
 Tree = Any
 
 
 def is_persona(path: tuple[str, ...]) -> bool:
     """True for the weights of persona terms."""
-    return not PERSONA_PARTS.isdisjoint(path)
+    return path[0] == BANK
 
 
 def cut(tree: Tree, picks: Callable[[tuple[str, ...]], bool], path: tuple[str, ...] = ()) -> tuple[Tree, Tree]:

@@ -104,7 +104,7 @@ def test_one_persona_folds_whole_without_masks_and_gate(name: str) -> None:
 
 def test_a_mixture_folds_where_heads_do_not_route() -> None:
     w = np.array([0.25, 0.75, 0], np.float32)
-    check_merge("mistral", *trained(*imported("mistral"), FOLDABLE, same=("persona_heads.route",)), w)
+    check_merge("mistral", *trained(*imported("mistral"), FOLDABLE, same=("heads.route",)), w)
     check_merge("gpt2", *trained(*imported("gpt2"), replace(FOLDABLE, gate=True), ("gate", "route")), w)
     assert check_merge("qwen3", *trained(*imported("qwen3"), replace(SHAPE, mask=False), ("heads", "injection")), w)
 

@@ -135,7 +135,7 @@ def test_nothing_is_allocated_for_a_large_model() -> None:
     table = costs(config, MeshConfig(data=1, fsdp=32, tensor=8))
     assert table["devices"] == 256
     assert table["weight_bytes_per_device_bf16"] < 2 * table["parameters"] / 200
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
 
 
 def test_a_mesh_that_does_not_divide_is_named() -> None:

@@ -21,7 +21,16 @@ from abi_jax.model.cache import new_cache
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs, readable_roles
-from abi_jax.model.persona import CoreAdapter, Injection, KeyFeatures, MaskQueries, PersonaHeads
+from abi_jax.model.persona import (
+    CORE_TARGETS,
+    Injection,
+    KeyFeatures,
+    LayerTerms,
+    MaskQueries,
+    PersonaBank,
+    PersonaHeads,
+    mask_bias,
+)
 from abi_jax.model.rows import widen
 from abi_jax.model.weight import Tree, Weight, describe, initialize, map_weights, merge
 from abi_jax.text.roles import NUM_ROLES, Role
@@ -201,11 +210,11 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
 
     def factored(a: dict[str, Any]) -> jax.Array:
         w = jnp.broadcast_to(a["w"][:, None], (4, T, PERSONAS))
-        bias = merge(ask, a["u"])(w, ROWS.roles, features(a))
+        bias = mask_bias(merge(ask, a["u"]).layers()[1], w, ROWS.roles, features(a))
         return backend(a["q"], a["k"], a["v"], sight, scale=0.3, bias=bias)
 
     def dense(a: dict[str, Any]) -> jax.Array:
-        u = SHAPE.mask_bound * jnp.tanh(a["u"]["u"] / SHAPE.mask_bound)
+        u = SHAPE.mask_bound * jnp.tanh(a["u"]["u"][:, 1] / SHAPE.mask_bound)
         M = [jnp.einsum("bthf,bsf->bhts", u[p][ROWS.roles], features(a)) for p in range(PERSONAS)]
         M_w = sum(a["w"][:, p, None, None, None] * M[p] for p in range(PERSONAS))
         assert isinstance(M_w, jax.Array) and M_w.shape == (4, H, T, T)
@@ -225,7 +234,7 @@ def test_mask_entries_are_bounded() -> None:
     ask, asked = built(lambda: MaskQueries(replace(LLAMA, persona=SHAPE), SHAPE), scale=1e4)
     features = jnp.ones((4, 16, 1))
     w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 16, PERSONAS))
-    u = merge(ask, asked)(w, ROWS.roles, features).u
+    u = mask_bias(merge(ask, asked).layers()[0], w, ROWS.roles, features).u
     assert np.abs(u).max() <= SHAPE.mask_bound * (1 + 1e-6)
     assert np.abs(u[1:]).max() > 0.9 * SHAPE.mask_bound
 
@@ -301,35 +310,49 @@ def test_pi_is_on_the_simplex_of_those_who_speak(w: np.ndarray, scale: float) ->
 # --- core adapters -------------------------------------------------------------------------------------
 
 
-def test_a_core_adapter_is_an_explicit_change_of_its_matrix() -> None:
-    """`dW_w = B (sum_p w_p C_p) A`."""
-    graphdef, params = built(lambda: CoreAdapter(12, 20, ("heads", "embed"), SHAPE))
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 3, 12)).astype(np.float32)
-    p = {name: np.asarray(v, np.float64) for name, v in params.items()}
-    dW = np.stack([p["up"] @ sum(w[i] * p["core"][i] for i in range(PERSONAS)) @ p["down"] for w in MIXED])
-    out = merge(graphdef, params)(jnp.asarray(x), jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 3, PERSONAS)))
-    np.testing.assert_allclose(out, np.einsum("boi,bti->bto", dW, x), rtol=1e-4, atol=1e-4)
+BANK, BANKED = built(lambda: PersonaBank(LLAMA, SHAPE), scale=0.3)
+
+
+def core_change(params: Tree, group: str, n: int, layer: int, w: np.ndarray) -> np.ndarray:
+    """`dW_w = B (sum_p w_p C_p) A` of the group's projection `n`."""
+    part = {"up": params["cores"][group]["up"][CORE_TARGETS[group][n]]} | {
+        name: params["cores"][group][name] for name in ("down", "core")
+    }
+    up, down, core = (np.asarray(part[name], np.float64) for name in ("up", "down", "core"))
+    r = SHAPE.core_rank
+    mixed = sum(w[p] * core[p, layer, n] for p in range(PERSONAS))
+    change: np.ndarray = up[layer] @ mixed @ down[layer, n * r : (n + 1) * r]
+    return change
+
+
+@pytest.mark.parametrize("group", list(CORE_TARGETS))
+def test_a_core_adapter_is_an_explicit_change_of_its_matrix(group: str) -> None:
+    bank = merge(BANK, BANKED)
+    w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 3, PERSONAS))
+    for layer, terms in enumerate(bank.layers()):
+        x = np.random.default_rng(layer).normal(size=(4, 3, terms.cores[group].down.shape[1])).astype(np.float32)
+        for n, out in enumerate(terms.cores[group](jnp.asarray(x), w)):
+            dW = np.stack([core_change(BANKED, group, n, layer, row) for row in MIXED])
+            np.testing.assert_allclose(out, np.einsum("boi,bti->bto", dW, x), rtol=1e-4, atol=1e-4)
 
 
 def test_cores_of_q_k_v_and_o_change_exactly_those_matrices() -> None:
     """The attention layer with cores is the layer whose four matrices hold `W + dW`."""
-    config = replace(LLAMA, persona=replace(SHAPE, mask=False))
-    graphdef, params = built(partial(Attention, config, 0, "reference"), scale=0.3)
-    plain, _ = describe(partial(Attention, replace(LLAMA, persona=None), 0, "reference"))
+    graphdef, params = built(partial(Attention, LLAMA, 0, "reference"), scale=0.3)
     x = jax.random.normal(KEY, (4, 16, LLAMA.d_model))
     sight = Sight(ROWS.positions, ROWS.positions, ROWS.segments, ROWS.segments, aligned=True, packed=False)
 
-    def run(graph: nnx.GraphDef, weights: Tree, inputs: Inputs) -> np.ndarray:
-        return np.asarray(merge(graph, weights)(x, inputs, None, sight, None)[0])
+    def run(weights: Tree, inputs: Inputs, terms: LayerTerms) -> np.ndarray:
+        return np.asarray(merge(graphdef, weights)(x, inputs, None, sight, terms, None)[0])
 
-    changed = {}
-    for name in "qkvo":
-        core = params["cores"][name]
-        dW = core["up"] @ jnp.einsum("p,pij->ij", MIXED[3], core["core"]) @ core["down"]
-        changed[name] = {"kernel": params[name]["kernel"] + dW}
-    w = np.stack([MIXED[3]] * 4)
-    assert difference(run(graphdef, params, spoken(ROWS, w)), run(plain, changed, ROWS)) < 1e-4
+    changed = {
+        name: {"kernel": params[name]["kernel"] + core_change(BANKED, group, n, 0, MIXED[3])}
+        for group in ("qkv", "o")
+        for n, name in enumerate(CORE_TARGETS[group])
+    }
+    spoke = spoken(ROWS, np.stack([MIXED[3]] * 4))
+    terms = replace(merge(BANK, BANKED).layers()[0], u=None)
+    assert difference(run(params, spoke, terms), run(changed, ROWS, LayerTerms())) < 1e-4
 
 
 # --- adding personas -----------------------------------------------------------------------------------

@@ -76,4 +76,4 @@ def test_a_row_mask_lets_only_those_rows_of_the_bank_move() -> None:
             moving += 1
         else:
             assert not mask.any()
-    assert moving == 2 + 3 + 2 * 7  # injection, heads, and in each layer the mask and 6 cores
+    assert moving == 2 + 3 + 1 + 4  # injection, heads, masks, and the cores of four inputs

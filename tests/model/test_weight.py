@@ -39,7 +39,7 @@ def test_building_a_model_allocates_nothing() -> None:
     before = len(jax.live_arrays())
     _, weights = describe(partial(Decoder, ModelConfig(vocab_size=10**6, d_model=10**5, d_ff=10**6, num_layers=2)))
     assert count(weights) > 10**11
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
 
 
 def test_paths_read_like_attributes() -> None:
@@ -47,9 +47,9 @@ def test_paths_read_like_attributes() -> None:
     assert {
         "embedding",
         "layers.1.attention.q.kernel",
-        "layers.0.attention.cores.o.core",
-        "layers.0.mlp.cores.up.down",
-        "persona_heads.route",
+        "persona.cores.qkv.up.k",
+        "persona.cores.o.core",
+        "persona.heads.route",
     } < paths
     with_index = jax.tree_util.tree_leaves_with_path({"a": [1, {"b": 2}]})
     assert [path_name(path) for path, _ in with_index] == ["a.0", "a.1.b"]

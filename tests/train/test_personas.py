@@ -41,22 +41,20 @@ def changed(before: Path, after: Path) -> dict[str, list[int]]:
 
 def of_one_persona(path: str) -> bool:
     """True for the weights that have a row a persona."""
-    return path.endswith((".core", "masks.u", "injection.embedding", "injection.up")) or path.startswith(
-        "persona_heads"
-    )
+    return path.endswith((".core", "masks.u", "injection.embedding", "injection.up")) or ".heads." in path
 
 
 def test_the_frozen_backbone_keeps_every_bit(trained: Path) -> None:
     base = ModelDirectory(trained / "base").load_params()
     bank, rest = cut(ModelDirectory(trained / "personas").load_params(), is_persona)
     assert equal(rest, base)
-    assert any(np.asarray(x).any() for x in jax.tree.leaves(bank["persona_heads"]["up"]))
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(bank["persona"]["heads"]["up"]))
 
 
 def test_an_unfrozen_backbone_learns_with_its_personas(trained: Path, tmp_path: Path) -> None:
     train(personas(tmp_path / "run", trained / "personas", freeze_backbone=False), progress=False)
     moved = changed(trained / "personas", tmp_path / "run")
-    assert "embedding" in moved and "layers.1.attention.q.kernel" in moved and "persona_heads.up" in moved
+    assert "embedding" in moved and "layers.1.attention.q.kernel" in moved and "persona.heads.up" in moved
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -67,7 +65,7 @@ def test_only_one_persona_moves_and_nothing_that_is_shared(freeze: bool, trained
     train(run, progress=False)
     moved = changed(trained / "personas", tmp_path / "run")
     assert set(map(tuple, moved.values())) == {(1,)}
-    assert {"persona_heads.up", "injection.embedding", "layers.0.attention.masks.u"} < set(moved)
+    assert {"persona.heads.up", "persona.injection.embedding", "persona.masks.u"} < set(moved)
     assert all(of_one_persona(path) for path in moved)
 
 

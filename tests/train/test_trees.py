@@ -41,14 +41,7 @@ def test_everything_or_nothing(tree: Any) -> None:
 
 
 def test_what_belongs_to_personas() -> None:
-    tree = {
-        "embedding": 1,
-        "injection": {"gate": 2},
-        "layers": {"0": {"attention": {"q": {"kernel": 3}, "masks": {"u": 4}, "cores": {"q": {"up": 5}}}}},
-    }
+    tree = {"embedding": 1, "persona": {"heads": {"route": 2}}, "layers": {"0": {"mlp": {"up": {"kernel": 3}}}}}
     bank, base = cut(tree, is_persona)
-    assert bank == {
-        "injection": {"gate": 2},
-        "layers": {"0": {"attention": {"masks": {"u": 4}, "cores": {"q": {"up": 5}}}}},
-    }
-    assert base == {"embedding": 1, "layers": {"0": {"attention": {"q": {"kernel": 3}}}}}
+    assert bank == {"persona": {"heads": {"route": 2}}}
+    assert base == {"embedding": 1, "layers": {"0": {"mlp": {"up": {"kernel": 3}}}}}
