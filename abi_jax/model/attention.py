@@ -76,7 +76,7 @@ class Sight:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Bias:
-    """The factored persona mask `M_w[i, j] = u(i) . v(j)`: u f32 `[B, T, H, F]`, v f32 `[B, S, F]`."""
+    """The factored persona mask `M_w[i, j] = u(i) . v(j)`: u f32 `[B, T, H, F]`, v f32 `[B, F, S]`."""
 
     u: jax.Array
     v: jax.Array
@@ -85,7 +85,7 @@ class Bias:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Past:
-    """What a cache holds of the tokens before these: k, v `[B, K, S, d]`, features `[B, S, F]` of the persona mask.
+    """What a cache holds of the tokens before these: k, v `[B, K, S, d]`, features `[B, F, S]` of the persona mask.
 
     `sight` says which of the S slots each new token sees.
     """
@@ -115,13 +115,13 @@ def reference(
         k, v = jnp.concatenate([past.k, k], axis=2), jnp.concatenate([past.v, v], axis=2)
         mask = jnp.concatenate([past.sight.mask(window), mask], axis=2)
         if bias is not None and past.features is not None:
-            bias = Bias(bias.u, jnp.concatenate([past.features, bias.v], axis=1))
+            bias = Bias(bias.u, jnp.concatenate([past.features, bias.v], axis=2))
     k, v = (jnp.repeat(x.astype(jnp.float32), groups, axis=1) for x in (k, v))
     scores = jnp.einsum("bthd,bhsd->bhts", q.astype(jnp.float32), k) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + jnp.einsum("bthf,bsf->bhts", bias.u, bias.v)
+        scores = scores + jnp.einsum("bthf,bfs->bhts", bias.u, bias.v)
     scores = jnp.where(mask[:, None], scores, NEVER)
     return jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores, axis=-1), v).astype(q.dtype)
 
@@ -150,7 +150,7 @@ def xla(
     parts = []
     for start in range(0, T, T // blocks):
         stop = start + T // blocks
-        part = None if bias is None else Bias(bias.u[:, start:stop], bias.v[:, :stop])
+        part = None if bias is None else Bias(bias.u[:, start:stop], bias.v[:, :, :stop])
         parts.append(one(q[:, start:stop], k[:, :, :stop], v[:, :, :stop], sight.rows(start, stop), bias=part))
     return jnp.concatenate(parts, axis=1)
 
@@ -232,7 +232,7 @@ def _scores(
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         u = _by_head(bias.u, K)
-        scores += jnp.einsum("bmf,bsf->bms", u.reshape(B, -1, u.shape[-1]), bias.v).reshape(scores.shape)
+        scores += jnp.einsum("bmf,bfs->bms", u.reshape(B, -1, u.shape[-1]), bias.v).reshape(scores.shape)
     mask = sight.mask(window)[:, None, None]
     return jnp.where(mask, scores.reshape(B, K, -1, T, S), NEVER).reshape(scores.shape)
 
@@ -278,7 +278,7 @@ def fold(
     heads, kv_heads = q.shape[2], k.shape[1]
     if bias is not None:
         extra_q.append(bias.u)
-        extra_k.append(bias.v)
+        extra_k.append(bias.v.swapaxes(1, 2))
     if sight.readable is not None and sight.k_roles is not None:
         penalty = jnp.where(sight.readable, 0.0, -30_000.0)
         extra_q.append(jnp.broadcast_to(penalty[:, :, None], (*q.shape[:2], heads, penalty.shape[-1])))

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.persona import CORE_TARGETS
+from abi_jax.model.persona import CORE_TARGETS, bound
 from abi_jax.model.weight import Tree, describe, initialize, is_weight, path_name
 from abi_jax.sharding.rules import AxisRules
 
@@ -65,6 +65,16 @@ def drop_personas(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]
     return replace(config, persona=None), {name: branch for name, branch in params.items() if name != BANK}
 
 
+def bounded(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]:
+    """The same model with the bound of its mask queries already applied, for programs that only read it."""
+    shape = config.persona
+    if shape is None or not shape.mask or shape.mask_bound is None:
+        return config, params
+    u = bound(params[BANK]["masks"]["u"].astype(jnp.float32), shape.mask_bound)
+    bank = params[BANK] | {"masks": {"u": u}}
+    return replace(config, persona=replace(shape, mask_bound=None)), params | {BANK: bank}
+
+
 def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) -> Merged:
     """Folds the mixture `w` `[P]`, on the simplex or zero, into the base weights.
 
@@ -110,16 +120,14 @@ class _Fold:
     def cores(self) -> None:
         rooms = {"qkv": "attention", "o": "attention", "up": "mlp", "down": "mlp"}
         for group in [path.split(".")[1] for path in self.bank if path.endswith(".core")]:
-            down, core, *ups = (
-                np.asarray(self.f32(f"cores.{group}.{part}"))
-                for part in ("down", "core", *(f"up.{name}" for name in CORE_TARGETS[group]))
-            )
-            mixed = np.einsum("p,plnij->lnij", self.w, core)
+            mixed = np.einsum("p,plnij->lnij", self.w, self.f32(f"cores.{group}.core"))
             for layer, n in np.argwhere(mixed.any((2, 3))):
-                path = f"layers.{layer}.{rooms[group]}.{CORE_TARGETS[group][n]}.kernel"
-                A = down[layer].reshape(len(ups), mixed.shape[-1], -1)[n]
+                name, r = CORE_TARGETS[group][n], mixed.shape[-1]
+                path = f"layers.{layer}.{rooms[group]}.{name}.kernel"
+                A = self.f32(f"cores.{group}.down.{layer}")[n * r : (n + 1) * r]
+                B = self.f32(f"cores.{group}.up.{name}.{layer}")
                 kernel = self.base[path]
-                self.base[path] = jax.device_put(_add_core(kernel, ups[n][layer], mixed[layer, n], A), kernel.sharding)
+                self.base[path] = jax.device_put(_add_core(kernel, B.T, mixed[layer, n], A), kernel.sharding)
 
     def masks(self) -> None:
         if "masks.u" not in self.bank:

@@ -18,7 +18,7 @@ from abi_jax.model.persona import num_features
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """keys, values: `[B, K, S, d]` a layer; roles int32 `[B, S]`; features f32 `[B, S, F]`; lengths int32 `[B]`."""
+    """keys, values: `[B, K, S, d]` a layer; roles int32 `[B, S]`; features f32 `[B, F, S]`; lengths int32 `[B]`."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -40,7 +40,7 @@ def new_cache(config: ModelConfig, batch: int, size: int, dtype: DTypeLike = jnp
         keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
         values=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
         roles=jnp.zeros((batch, size), jnp.int32),
-        features=jnp.zeros((batch, size, num_features(persona)), jnp.float32) if persona and persona.mask else None,
+        features=jnp.zeros((batch, num_features(persona), size), jnp.float32) if persona and persona.mask else None,
         lengths=jnp.zeros((batch,), jnp.int32),
     )
 
@@ -76,13 +76,13 @@ def extend(
 ) -> Cache:
     """Returns the cache with T more tokens a row, from slot `starts[b]`.
 
-    kept: keys and values `[B, K, T, d]` a layer; roles `[B, T]`; features `[B, T, F]`; lengths `[B]`: the new ones.
+    kept: keys and values `[B, K, T, d]` a layer; roles `[B, T]`; features `[B, F, T]`; lengths `[B]`: the new ones.
     """
     return Cache(
         keys=tuple(write(old, new, starts, 2) for old, (new, _) in zip(cache.keys, kept, strict=True)),
         values=tuple(write(old, new, starts, 2) for old, (_, new) in zip(cache.values, kept, strict=True)),
         roles=write(cache.roles, roles, starts, 1),
-        features=None if cache.features is None or features is None else write(cache.features, features, starts, 1),
+        features=None if cache.features is None or features is None else write(cache.features, features, starts, 2),
         lengths=lengths,
     )
 
@@ -96,5 +96,5 @@ def grow(cache: Cache, size: int) -> Cache:
         keys=tuple(jnp.pad(x, slots) for x in cache.keys),
         values=tuple(jnp.pad(x, slots) for x in cache.values),
         roles=jnp.pad(cache.roles, [(0, 0), (0, more)]),
-        features=None if cache.features is None else jnp.pad(cache.features, [(0, 0), (0, more), (0, 0)]),
+        features=None if cache.features is None else jnp.pad(cache.features, [(0, 0), (0, 0), (0, more)]),
     )

@@ -33,13 +33,14 @@ class RopeScaling:
 class PersonaShape:
     """Sizes of the persona terms. A rank (or `mask`) of zero leaves that term out.
 
-    `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing.
+    `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing. `mask_bound`:
+    see `model.persona.MaskQueries`.
     """
 
     capacity: int = 8
     mask: bool = True
     mask_lexical: int = 6
-    mask_bound: float = 8.0
+    mask_bound: float | None = 8.0
     injection: bool = True
     injection_rank: int = 4
     gate: bool = True

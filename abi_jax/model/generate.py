@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from abi_jax.errors import InputError
+from abi_jax.model.bank import bounded
 from abi_jax.model.cache import Cache, grow, new_cache
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
@@ -86,6 +87,7 @@ class Generator:
         stop_ids: Sequence[int] = (),
         attention: str = "auto",
     ) -> None:
+        config, params = bounded(config, params)
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.graphdef, _ = describe(partial(Decoder, config, dtype=dtype, attention=attention))
         self.params = jax.tree.map(lambda x: x.astype(self.dtype), params)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 FEW_ROWS = 256
+SINGLE_ROWS = 32
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -46,3 +47,15 @@ def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Ar
 
 
 _many_rows.defvjp(_forward, _backward)
+
+
+def expand(x: jax.Array, up: jax.Array) -> jax.Array:
+    """`[..., r]` and `[r, out]`, r small, to `[..., out]`, in the dtype of `x`.
+
+    For a few rows the sum is written out, so that it fuses into what it is added to: on the CPU the call of a
+    product this small costs more than the product.
+    """
+    up = up.astype(x.dtype)
+    if jax.default_backend() != "cpu" or x.size // x.shape[-1] > SINGLE_ROWS:
+        return jnp.einsum("...r,rf->...f", x, up)
+    return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])

@@ -4,8 +4,8 @@ Every function takes the mixture of each token, `w` f32 `[B, T, P]`: a row on th
 acts, a row of zeros where the token is the base model's. All terms are linear in `w` (the heads: a softmax
 weighted by it), so a row of zeros adds exactly zero, and all of them are zero at initialisation.
 
-All of a model's terms are one bank: a few arrays, in which a persona is a row of axis P and a layer an index of
-axis L. Each layer is handed its slice of them (`LayerTerms`).
+All of a model's terms are one bank, in which a persona is a row of axis P. What personas own stands in one array
+for all layers, axis L; the larger matrices that they share are an array a layer, which no product must slice.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from flax import nnx
 
 from abi_jax.model.attention import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
+from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param
 from abi_jax.text.roles import NUM_ROLES
 
@@ -38,17 +39,20 @@ class KeyFeatures(nnx.Module):
         self.lexical = param((shape.mask_lexical, config.d_model), ("feature", "embed"), scale=config.d_model**-0.5)
 
     def __call__(self, embedded: jax.Array, roles: jax.Array, positions: jax.Array) -> jax.Array:
-        """From base embeddings `[B, S, D]`, roles and positions `[B, S]` to f32 `[B, S, F]`, entries in [-1, 1]."""
+        """From base embeddings `[B, S, D]`, roles and positions `[B, S]` to f32 `[B, F, S]`, entries in [-1, 1]."""
         x = embedded.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
         lexical = jnp.tanh(jnp.einsum("bsd,fd->bsf", x, self.lexical.get_value().astype(jnp.float32)))
         p = positions[..., None].astype(jnp.float32)
         place = jnp.concatenate([jnp.exp(-p / 16), jnp.exp(-p / 128), jnp.log1p(p) / 12, jnp.ones_like(p)], axis=-1)
-        return jnp.concatenate([jax.nn.one_hot(roles, NUM_ROLES), place, lexical], axis=-1)
+        return jnp.concatenate([jax.nn.one_hot(roles, NUM_ROLES), place, lexical], axis=-1).swapaxes(1, 2)
 
 
 class MaskQueries(nnx.Module):
-    """`u_p(role(i))` of every layer: `[P, L, R, H, F]`, bounded by `c tanh(u / c)` before it is mixed."""
+    """`u_p(role(i))` of every layer: `[P, L, R, H, F]`, bounded by `c tanh(u / c)` before it is mixed.
+
+    Without a bound, `u` is taken as it is (see `bank.bounded`).
+    """
 
     def __init__(self, config: ModelConfig, shape: PersonaShape) -> None:
         sizes = (shape.capacity, config.num_layers, NUM_ROLES, config.num_heads, num_features(shape))
@@ -57,11 +61,17 @@ class MaskQueries(nnx.Module):
 
     def layers(self) -> list[jax.Array]:
         """The bounded `u` of each layer, f32 `[P, R, H, F]`."""
-        return _unstack(self.bound * jnp.tanh(self.u.get_value().astype(jnp.float32) / self.bound), axis=1)
+        u = self.u.get_value().astype(jnp.float32)
+        return _unstack(u if self.bound is None else bound(u, self.bound), axis=1)
+
+
+def bound(u: jax.Array, c: float) -> jax.Array:
+    """`c tanh(u / c)`: the identity near 0, never beyond `c`."""
+    return c * jnp.tanh(u / c)
 
 
 def mask_bias(u: jax.Array, w: jax.Array, roles: jax.Array, features: jax.Array) -> Bias:
-    """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, S, F]`.
+    """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, F, S]`.
 
     u f32 `[P, R, H, F]`: one layer's.
     """
@@ -83,7 +93,7 @@ class Injection(nnx.Module):
     def __call__(self, base: jax.Array, w: jax.Array) -> jax.Array:
         """`[B, T, D]` base embeddings and mixture `[B, T, P]` to the embeddings the first layer sees."""
         w = w.astype(base.dtype)
-        inner = jnp.einsum("btd,rd->btr", base, self.down.get_value().astype(base.dtype))
+        inner = project(base, self.down.get_value())
         shift = jnp.einsum("btp,pd->btd", w, self.embedding.get_value().astype(base.dtype))
         shift += jnp.einsum("btpr,prd->btd", w[..., None] * inner[..., None, :], self.up.get_value().astype(base.dtype))
         if self.gate is None or self.gate_bias is None:
@@ -122,7 +132,7 @@ class PersonaHeads(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCores:
-    """One layer's core adapters on one input: down `[N r, in]`, core `[P, N, r, r]`, ups N times `[out, r]`."""
+    """One layer's core adapters on one input: down `[N r, in]`, core `[P, N, r, r]`, ups N times `[r, out]`."""
 
     down: jax.Array
     core: jax.Array
@@ -134,10 +144,10 @@ class LayerCores:
         Every core turns its vector before they are mixed: the sum over personas alone is the same bits however
         many rows the bank has.
         """
-        inner = jnp.einsum("btd,nd->btn", x, self.down.astype(x.dtype)).reshape(*x.shape[:-1], len(self.ups), -1)
+        inner = project(x, self.down).reshape(*x.shape[:-1], len(self.ups), -1)
         turned = jnp.einsum("btnj,pnij->btnpi", inner, self.core.astype(x.dtype))
         mixed = jnp.einsum("btnpi,btp->nbti", turned, w.astype(x.dtype))
-        return [jnp.einsum("bti,fi->btf", y, up.astype(x.dtype)) for y, up in zip(mixed, self.ups, strict=True)]
+        return [expand(y, up) for y, up in zip(mixed, self.ups, strict=True)]
 
 
 class CoreAdapters(nnx.Module):
@@ -151,19 +161,19 @@ class CoreAdapters(nnx.Module):
         L, N, P, r = config.num_layers, len(self.targets), shape.capacity, shape.core_rank
         outs = [_projection(config, target) for target in self.targets]
         size_in, axis = outs[0][1]
-        self.down = param((L, N * r, size_in), ("layer", "rank", axis), scale=size_in**-0.5)
+        self.down = nnx.List([param((N * r, size_in), ("rank", axis), scale=size_in**-0.5) for _ in range(L)])
         self.core = param((P, L, N, r, r), ("persona", "layer", None, "rank", None), "zeros")
         self.up = nnx.Dict(
             {
-                target: param((L, size, r), ("layer", axis, "rank"), scale=r**-0.5)
+                target: nnx.List([param((r, size), ("rank", axis), scale=r**-0.5) for _ in range(L)])
                 for target, ((size, axis), _) in zip(self.targets, outs, strict=True)
             }
         )
 
     def layers(self) -> list[LayerCores]:
         """Each layer's share."""
-        ups = zip(*(_unstack(self.up[target].get_value()) for target in self.targets), strict=True)
-        downs, cores = _unstack(self.down.get_value()), _unstack(self.core.get_value(), axis=1)
+        ups = zip(*([up.get_value() for up in self.up[target]] for target in self.targets), strict=True)
+        downs, cores = (down.get_value() for down in self.down), _unstack(self.core.get_value(), axis=1)
         return [LayerCores(*parts) for parts in zip(downs, cores, ups, strict=True)]
 
 

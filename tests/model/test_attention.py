@@ -61,7 +61,7 @@ def make(
     """Aligned queries and keys of two rows, `packed` or padded at their end."""
     B, rng = 2, np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"q": (B, T, heads, d), "k": (B, kv_heads, T, d), "v": (B, kv_heads, T, d)}
-    shapes |= {"u": (B, T, heads, FEATURES), "f": (B, T, FEATURES)} if bias else {}
+    shapes |= {"u": (B, T, heads, FEATURES), "f": (B, FEATURES, T)} if bias else {}
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     arrays["q"] *= 2
     if packed:
@@ -141,7 +141,7 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     old = Sight(positions, sight.k_positions, ones, filled, roles, rules)
     own = Sight(positions, positions, ones, ones, None if roles is None else new(roles, 1), rules, True, False)
     past = Past(k, v, old, None if bias is None else jnp.asarray(bias.v))
-    bias = None if bias is None else Bias(new(bias.u, 1), new(bias.v, 1))
+    bias = None if bias is None else Bias(new(bias.u, 1), new(bias.v, 2))
     backend: Backend
     for backend in (reference, xla):
         out = backend(new(q, 1), new(k, 2), new(v, 2), own, bias=bias, past=past, **whole.options)

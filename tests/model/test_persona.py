@@ -58,6 +58,7 @@ DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32
 # nobody, two alone, a mixture
 MIXED = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0.2, 0.5, 0.3, 0]], np.float32)
 ROWS = conversations()
+MASK_BOUND = SHAPE.mask_bound or 0.0
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -214,8 +215,8 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
         return backend(a["q"], a["k"], a["v"], sight, scale=0.3, bias=bias)
 
     def dense(a: dict[str, Any]) -> jax.Array:
-        u = SHAPE.mask_bound * jnp.tanh(a["u"]["u"][:, 1] / SHAPE.mask_bound)
-        M = [jnp.einsum("bthf,bsf->bhts", u[p][ROWS.roles], features(a)) for p in range(PERSONAS)]
+        u = MASK_BOUND * jnp.tanh(a["u"]["u"][:, 1] / MASK_BOUND)
+        M = [jnp.einsum("bthf,bfs->bhts", u[p][ROWS.roles], features(a)) for p in range(PERSONAS)]
         M_w = sum(a["w"][:, p, None, None, None] * M[p] for p in range(PERSONAS))
         assert isinstance(M_w, jax.Array) and M_w.shape == (4, H, T, T)
         return dense_attention(a["q"], a["k"], a["v"], M_w, 0.3)
@@ -232,16 +233,17 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
 
 def test_mask_entries_are_bounded() -> None:
     ask, asked = built(lambda: MaskQueries(replace(LLAMA, persona=SHAPE), SHAPE), scale=1e4)
-    features = jnp.ones((4, 16, 1))
+    features = jnp.ones((4, 1, 16))
     w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 16, PERSONAS))
     u = mask_bias(merge(ask, asked).layers()[0], w, ROWS.roles, features).u
-    assert np.abs(u).max() <= SHAPE.mask_bound * (1 + 1e-6)
-    assert np.abs(u[1:]).max() > 0.9 * SHAPE.mask_bound
+    assert np.abs(u).max() <= MASK_BOUND * (1 + 1e-6)
+    assert np.abs(u[1:]).max() > 0.9 * MASK_BOUND
 
 
 def test_key_features_are_role_position_and_a_lexical_part() -> None:
     see, seen = built(lambda: KeyFeatures(replace(LLAMA, persona=SHAPE), SHAPE))
     features = np.asarray(merge(see, seen)(jnp.ones((4, 16, LLAMA.d_model)), ROWS.roles, ROWS.positions))
+    features = features.swapaxes(1, 2)
     assert np.array_equal(features[..., :NUM_ROLES], np.eye(NUM_ROLES)[np.asarray(ROWS.roles)])
     assert np.abs(features).max() <= 1
     assert (np.diff(features[0, :, NUM_ROLES]) < 0).all()  # decays with the position
@@ -315,13 +317,11 @@ BANK, BANKED = built(lambda: PersonaBank(LLAMA, SHAPE), scale=0.3)
 
 def core_change(params: Tree, group: str, n: int, layer: int, w: np.ndarray) -> np.ndarray:
     """`dW_w = B (sum_p w_p C_p) A` of the group's projection `n`."""
-    part = {"up": params["cores"][group]["up"][CORE_TARGETS[group][n]]} | {
-        name: params["cores"][group][name] for name in ("down", "core")
-    }
-    up, down, core = (np.asarray(part[name], np.float64) for name in ("up", "down", "core"))
-    r = SHAPE.core_rank
-    mixed = sum(w[p] * core[p, layer, n] for p in range(PERSONAS))
-    change: np.ndarray = up[layer] @ mixed @ down[layer, n * r : (n + 1) * r]
+    cores, r = params["cores"][group], SHAPE.core_rank
+    up = np.asarray(cores["up"][CORE_TARGETS[group][n]][str(layer)], np.float64).T
+    down = np.asarray(cores["down"][str(layer)], np.float64)[n * r : (n + 1) * r]
+    core = np.asarray(cores["core"], np.float64)[:, layer, n]
+    change: np.ndarray = up @ np.einsum("p,pij->ij", w, core) @ down
     return change
 
 

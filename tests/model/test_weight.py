@@ -47,7 +47,7 @@ def test_paths_read_like_attributes() -> None:
     assert {
         "embedding",
         "layers.1.attention.q.kernel",
-        "persona.cores.qkv.up.k",
+        "persona.cores.qkv.up.k.0",
         "persona.cores.o.core",
         "persona.heads.route",
     } < paths
