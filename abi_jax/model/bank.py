@@ -133,8 +133,8 @@ class _Fold:
         if "masks.u" not in self.bank:
             return
         u = np.asarray(self.bank["masks.u"])[np.flatnonzero(self.w)]
-        if used := int(u.any((0, 2, 3, 4)).sum()):
-            self.left_out.append(f"attention masks of {used} of {u.shape[1]} layers: they depend on roles")
+        if used := int(u.any((0, 1, 3, 4)).sum()):
+            self.left_out.append(f"attention masks of {used} of {u.shape[2]} layers: they depend on roles")
 
     def injection(self) -> None:
         """`x' = x + f (sum_p w_p B_p A x + e_p)` with `f = 1 - gate`: linear in x where the gate is constant."""

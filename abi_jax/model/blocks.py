@@ -5,11 +5,11 @@ import math
 import jax
 from flax import nnx
 
-from abi_jax.model.attention import Bias, Past, Sight, attend
+from abi_jax.model.attention import Past, Sight, attend
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, rotate
-from abi_jax.model.persona import LayerTerms, mask_bias
+from abi_jax.model.persona import LayerTerms
 from abi_jax.sharding.context import constrain
 
 Angles = tuple[jax.Array, jax.Array] | None
@@ -51,9 +51,6 @@ class Attention(nnx.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         q = constrain(q, ("batch", "length", "heads", None))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        bias: Bias | None = None
-        if terms.u is not None and w is not None and features is not None:
-            bias = mask_bias(terms.u, w, inputs.roles, features)
         out = attend(
             q,
             k,
@@ -62,7 +59,7 @@ class Attention(nnx.Module):
             scale=c.scale,
             softcap=c.attention_softcap,
             window=self.window,
-            bias=bias,
+            bias=terms.bias(w, inputs.roles, features),
             past=past,
             backend=self.backend,
         )

@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
         x = base
         if bank is not None and bank.injection is not None and w is not None:
             x = bank.injection(base, w)
-        terms = [LayerTerms()] * len(self.layers) if bank is None or w is None else bank.layers()
+        terms = [LayerTerms()] * len(self.layers) if bank is None or w is None else bank.layers(w, inputs.roles)
         x = constrain(x, ("batch", "length", None))
         angles = rope_angles(self.config, inputs.positions) if self.config.positions == "rope" else None
         sight = self._sight(inputs)

@@ -90,7 +90,9 @@ class Generator:
         config, params = bounded(config, params)
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.graphdef, _ = describe(partial(Decoder, config, dtype=dtype, attention=attention))
-        self.params = jax.tree.map(lambda x: x.astype(self.dtype), params)
+        # flat, because a step flattens its arguments each time and a tuple of arrays costs least
+        leaves, self._tree = jax.tree.flatten(params)
+        self._weights = tuple(x.astype(self.dtype) for x in leaves)
         self.stop_ids = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
         self._prefill = jax.jit(self._prefill_program, static_argnames="size")
         self._step = jax.jit(self._step_program, donate_argnums=1)
@@ -123,7 +125,7 @@ class Generator:
         bound = np.array([p.strict or not p.response_only for p in prompts])
         prefill_reads = None if reads is None or not bound.any() else reads | ~bound[:, None]
         cache = self._prefill(
-            self.params,
+            self._weights,
             tokens,
             roles,
             segments,
@@ -150,7 +152,7 @@ class Generator:
 
         `state` is consumed: its buffers are donated.
         """
-        return self._step(self.params, state)
+        return self._step(self._weights, state)
 
     def stream(self, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[np.ndarray]:
         """Yields int32 tokens `[B]`, step by step; -1 for rows that have ended (the stop token is not yielded).
@@ -188,7 +190,7 @@ class Generator:
 
     def _prefill_program(
         self,
-        params: Any,
+        weights: tuple[jax.Array, ...],
         tokens: jax.Array,
         roles: jax.Array,
         segments: jax.Array,
@@ -197,7 +199,7 @@ class Generator:
         *,
         size: int,
     ) -> Cache:
-        model = merge(self.graphdef, params)
+        model = merge(self.graphdef, jax.tree.unflatten(self._tree, weights))
         B, T = tokens.shape
         cache = place(new_cache(self.config, B, max(size, T), self.dtype))
         inputs = Inputs(
@@ -211,8 +213,8 @@ class Generator:
         )
         return place(model.hidden(inputs, cache, fresh=True)[1])
 
-    def _step_program(self, params: Any, state: DecodeState) -> tuple[DecodeState, jax.Array]:
-        model = merge(self.graphdef, params)
+    def _step_program(self, weights: tuple[jax.Array, ...], state: DecodeState) -> tuple[DecodeState, jax.Array]:
+        model = merge(self.graphdef, jax.tree.unflatten(self._tree, weights))
         cache, live = state.cache, state.live
         positions = cache.lengths
         inputs = Inputs(

@@ -10,6 +10,7 @@ for all layers, axis L; the larger matrices that they share are an array a layer
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,20 +50,20 @@ class KeyFeatures(nnx.Module):
 
 
 class MaskQueries(nnx.Module):
-    """`u_p(role(i))` of every layer: `[P, L, R, H, F]`, bounded by `c tanh(u / c)` before it is mixed.
+    """`u_p(role(i))` of every layer: `[P, R, L, H, F]`, bounded by `c tanh(u / c)` before it is mixed.
 
     Without a bound, `u` is taken as it is (see `bank.bounded`).
     """
 
     def __init__(self, config: ModelConfig, shape: PersonaShape) -> None:
-        sizes = (shape.capacity, config.num_layers, NUM_ROLES, config.num_heads, num_features(shape))
-        self.u = param(sizes, ("persona", "layer", "role", "heads", "feature"), "zeros")
+        sizes = (shape.capacity, NUM_ROLES, config.num_layers, config.num_heads, num_features(shape))
+        self.u = param(sizes, ("persona", "role", "layer", "heads", "feature"), "zeros")
         self.bound = shape.mask_bound
 
-    def layers(self) -> list[jax.Array]:
-        """The bounded `u` of each layer, f32 `[P, R, H, F]`."""
+    def values(self) -> jax.Array:
+        """The bounded `u`, f32 `[P, R, L, H, F]`."""
         u = self.u.get_value().astype(jnp.float32)
-        return _unstack(u if self.bound is None else bound(u, self.bound), axis=1)
+        return u if self.bound is None else bound(u, self.bound)
 
 
 def bound(u: jax.Array, c: float) -> jax.Array:
@@ -70,13 +71,10 @@ def bound(u: jax.Array, c: float) -> jax.Array:
     return c * jnp.tanh(u / c)
 
 
-def mask_bias(u: jax.Array, w: jax.Array, roles: jax.Array, features: jax.Array) -> Bias:
-    """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, F, S]`.
-
-    u f32 `[P, R, H, F]`: one layer's.
-    """
+def mix_queries(u: jax.Array, w: jax.Array, roles: jax.Array) -> jax.Array:
+    """`u_w(role)` of queries with mixture `[B, T, P]` and roles `[B, T]`: u `[P, R, ...]` to `[B, T, ...]`."""
     of_role = w[..., None] * jax.nn.one_hot(roles, NUM_ROLES)[..., None, :]
-    return Bias(jnp.einsum("btpr,prhf->bthf", of_role, u), features)
+    return jnp.einsum("btpr,pr...->bt...", of_role, u)
 
 
 class Injection(nnx.Module):
@@ -125,18 +123,23 @@ class PersonaHeads(nnx.Module):
     def __call__(self, h: jax.Array, w: jax.Array) -> jax.Array:
         """`[B, T, D]` final hidden states to those the LM head sees."""
         pi = self.mixture(h, w).astype(h.dtype)
-        inner = jnp.einsum("btd,prd->btpr", h, self.down.get_value().astype(h.dtype)) * pi[..., None]
+        down = self.down.get_value()
+        inner = project(h, down.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], *down.shape[:2]) * pi[..., None]
         return h + jnp.einsum("btpr,prd->btd", inner, self.up.get_value().astype(h.dtype))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCores:
-    """One layer's core adapters on one input: down `[N r, in]`, core `[P, N, r, r]`, ups N times `[r, out]`."""
+    """One layer's core adapters on one input: down `[N r, in]`, core `[P, N, r, r]`, ups N times `[r, out]`.
+
+    `mixed`: core is `[B, N, r, r]`, each row's own.
+    """
 
     down: jax.Array
     core: jax.Array
     ups: tuple[jax.Array, ...]
+    mixed: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, x: jax.Array, w: jax.Array) -> list[jax.Array]:
         """`[B, T, in]` and mixture `[B, T, P]` to the changes of the N projections' outputs, `[B, T, out]` each.
@@ -145,9 +148,13 @@ class LayerCores:
         many rows the bank has.
         """
         inner = project(x, self.down).reshape(*x.shape[:-1], len(self.ups), -1)
-        turned = jnp.einsum("btnj,pnij->btnpi", inner, self.core.astype(x.dtype))
-        mixed = jnp.einsum("btnpi,btp->nbti", turned, w.astype(x.dtype))
-        return [expand(y, up) for y, up in zip(mixed, self.ups, strict=True)]
+        core = self.core.astype(x.dtype)
+        if self.mixed:
+            turned = jnp.einsum("btnj,bnij->nbti", inner, core)
+        else:
+            each = jnp.einsum("btnj,pnij->btnpi", inner, core)
+            turned = jnp.einsum("btnpi,btp->nbti", each, w.astype(x.dtype))
+        return [expand(y, up) for y, up in zip(turned, self.ups, strict=True)]
 
 
 class CoreAdapters(nnx.Module):
@@ -170,20 +177,31 @@ class CoreAdapters(nnx.Module):
             }
         )
 
-    def layers(self) -> list[LayerCores]:
-        """Each layer's share."""
+    def layers(self, w: jax.Array | None) -> list[LayerCores]:
+        """Each layer's share; with the mixture `[B, P]` of whole rows, its cores are mixed."""
         ups = zip(*([up.get_value() for up in self.up[target]] for target in self.targets), strict=True)
-        downs, cores = (down.get_value() for down in self.down), _unstack(self.core.get_value(), axis=1)
-        return [LayerCores(*parts) for parts in zip(downs, cores, ups, strict=True)]
+        downs, core = (down.get_value() for down in self.down), self.core.get_value()
+        cores = _unstack(core if w is None else jnp.einsum("bp,plnij->blnij", w, core), axis=1)
+        return [LayerCores(*parts, mixed=w is not None) for parts in zip(downs, cores, ups, strict=True)]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerTerms:
-    """What the bank does in one layer: mask queries f32 `[P, R, H, F]`, and adapters by the input they share."""
+    """What the bank does in one layer: mask queries f32 `[P, R, H, F]`, and adapters by the input they share.
+
+    `mixed`: u is `[B, T, H, F]`, each token's own.
+    """
 
     u: jax.Array | None = None
     cores: Mapping[str, LayerCores] = field(default_factory=dict)
+    mixed: bool = field(default=False, metadata={"static": True})
+
+    def bias(self, w: jax.Array | None, roles: jax.Array, features: jax.Array | None) -> Bias | None:
+        """The bias of queries with mixture `[B, T, P]` and roles `[B, T]` on keys with features `[B, F, S]`."""
+        if self.u is None or w is None or features is None:
+            return None
+        return Bias(self.u if self.mixed else mix_queries(self.u, w, roles), features)
 
     def adapt(self, name: str, outs: list[jax.Array], x: jax.Array, w: jax.Array | None) -> list[jax.Array]:
         """Projections `outs` of `x` `[B, T, in]`, changed by the adapters of that name, if there are any."""
@@ -205,11 +223,19 @@ class PersonaBank(nnx.Module):
         wanted = ("qkv", "o", "up", "down") if shape.core_mlp else ("qkv", "o")
         self.cores = nnx.Dict({name: CoreAdapters(c, shape, name) for name in wanted if shape.core_rank})
 
-    def layers(self) -> list[LayerTerms]:
-        """Each layer's share."""
-        us = [None] * self.num_layers if self.masks is None else self.masks.layers()
-        cores = {name: adapters.layers() for name, adapters in self.cores.items()}
-        return [LayerTerms(u, {name: of[i] for name, of in cores.items()}) for i, u in enumerate(us)]
+    def layers(self, w: jax.Array, roles: jax.Array) -> list[LayerTerms]:
+        """Each layer's share, for tokens of mixture `[B, T, P]` and roles `[B, T]`.
+
+        Where a row is one token, all layers' terms are mixed here, at once: a decode step pays by the call.
+        Longer rows mix in each layer, where remat can forget the result.
+        """
+        single = w.shape[1] == 1
+        us: list[Any] = [None] * self.num_layers
+        if self.masks is not None:
+            u = self.masks.values()
+            us = _unstack(mix_queries(u, w, roles) if single else u, axis=2)
+        cores = {name: adapters.layers(w[:, 0] if single else None) for name, adapters in self.cores.items()}
+        return [LayerTerms(u, {name: of[i] for name, of in cores.items()}, single) for i, u in enumerate(us)]
 
 
 def _projection(config: ModelConfig, target: str) -> tuple[tuple[int, str], tuple[int, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from jax.typing import DTypeLike
 
-from abi_jax.model.bank import add_personas
+from abi_jax.model.bank import BANK, add_personas
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs, gated_mixture
@@ -91,14 +91,17 @@ def untrained(name: str) -> tuple[ModelConfig, Tree]:
 @cache
 def trained(name: str) -> tuple[ModelConfig, Tree]:
     """The same with a bank in which nothing is zero."""
-    config, params = untrained(name)
-    known = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(base(name)[1])}
+    return busy(*base(name))
+
+
+def busy(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]:
+    """A base model with a bank in which nothing is zero."""
+    config, params = add_personas(config, params, SHAPE, KEY)
 
     def change(path: tuple[object, ...], x: jax.Array) -> jax.Array:
-        at = path_name(path)
-        return x if at in known else x + 0.2 * jax.random.normal(_key(at), x.shape)
+        return x + 0.2 * jax.random.normal(_key(path_name(path)), x.shape)
 
-    return config, jax.tree_util.tree_map_with_path(change, params)
+    return config, params | {BANK: jax.tree_util.tree_map_with_path(change, params[BANK])}
 
 
 def _key(path: str) -> jax.Array:

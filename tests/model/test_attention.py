@@ -181,7 +181,7 @@ def test_no_gradient_crosses_an_example_boundary() -> None:
     first = np.asarray(case.sight.q_segments) == 1
     for result in replace(case, real=first).run(reference, xla, partial(xla, smallest_block=8)):
         for name, g in result.items():
-            tokens = np.moveaxis(np.asarray(g), 2, 1) if name in "kv" else np.asarray(g)
+            tokens = np.moveaxis(np.asarray(g), 2, 1) if name in ("k", "v", "f") else np.asarray(g)
             assert (tokens[~first] == 0).all(), name
             assert (tokens[first] != 0).any(), name
 

@@ -24,6 +24,7 @@ from abi_jax.model.layers import (
     sinusoids,
 )
 from abi_jax.model.matmul import FEW_ROWS, project
+from abi_jax.model.persona import LayerTerms
 from abi_jax.model.weight import Tree, describe, initialize, merge
 from tests.model.cases import CONFIGS, KEY, LLAMA
 
@@ -157,7 +158,9 @@ def test_mlp(gated: bool) -> None:
         return x / (1 + np.exp(-x))
 
     inner = silu(linear("gate", X)) * linear("up", X) if gated else silu(linear("up", X))
-    np.testing.assert_allclose(merge(graphdef, params)(jnp.asarray(X)), linear("down", inner), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        merge(graphdef, params)(jnp.asarray(X), LayerTerms(), None), linear("down", inner), rtol=1e-4, atol=1e-3
+    )
 
 
 # --- positions -------------------------------------------------------------------------------------------

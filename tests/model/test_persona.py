@@ -29,7 +29,7 @@ from abi_jax.model.persona import (
     MaskQueries,
     PersonaBank,
     PersonaHeads,
-    mask_bias,
+    mix_queries,
 )
 from abi_jax.model.rows import widen
 from abi_jax.model.weight import Tree, Weight, describe, initialize, map_weights, merge
@@ -41,6 +41,7 @@ from tests.model.cases import (
     PERSONAS,
     SHAPE,
     base,
+    busy,
     conversations,
     logits,
     mixtures,
@@ -211,11 +212,12 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
 
     def factored(a: dict[str, Any]) -> jax.Array:
         w = jnp.broadcast_to(a["w"][:, None], (4, T, PERSONAS))
-        bias = mask_bias(merge(ask, a["u"]).layers()[1], w, ROWS.roles, features(a))
+        terms = LayerTerms(merge(ask, a["u"]).values()[:, :, 1])
+        bias = terms.bias(w, ROWS.roles, features(a))
         return backend(a["q"], a["k"], a["v"], sight, scale=0.3, bias=bias)
 
     def dense(a: dict[str, Any]) -> jax.Array:
-        u = MASK_BOUND * jnp.tanh(a["u"]["u"][:, 1] / MASK_BOUND)
+        u = MASK_BOUND * jnp.tanh(a["u"]["u"][:, :, 1] / MASK_BOUND)
         M = [jnp.einsum("bthf,bfs->bhts", u[p][ROWS.roles], features(a)) for p in range(PERSONAS)]
         M_w = sum(a["w"][:, p, None, None, None] * M[p] for p in range(PERSONAS))
         assert isinstance(M_w, jax.Array) and M_w.shape == (4, H, T, T)
@@ -233,9 +235,8 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
 
 def test_mask_entries_are_bounded() -> None:
     ask, asked = built(lambda: MaskQueries(replace(LLAMA, persona=SHAPE), SHAPE), scale=1e4)
-    features = jnp.ones((4, 1, 16))
     w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 16, PERSONAS))
-    u = mask_bias(merge(ask, asked).layers()[0], w, ROWS.roles, features).u
+    u = mix_queries(merge(ask, asked).values(), w, ROWS.roles)
     assert np.abs(u).max() <= MASK_BOUND * (1 + 1e-6)
     assert np.abs(u[1:]).max() > 0.9 * MASK_BOUND
 
@@ -325,12 +326,13 @@ def core_change(params: Tree, group: str, n: int, layer: int, w: np.ndarray) -> 
     return change
 
 
+@pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("group", list(CORE_TARGETS))
-def test_a_core_adapter_is_an_explicit_change_of_its_matrix(group: str) -> None:
+def test_a_core_adapter_is_an_explicit_change_of_its_matrix(group: str, T: int) -> None:
     bank = merge(BANK, BANKED)
-    w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, 3, PERSONAS))
-    for layer, terms in enumerate(bank.layers()):
-        x = np.random.default_rng(layer).normal(size=(4, 3, terms.cores[group].down.shape[1])).astype(np.float32)
+    w = jnp.broadcast_to(jnp.asarray(MIXED)[:, None], (4, T, PERSONAS))
+    for layer, terms in enumerate(bank.layers(w, jnp.zeros((4, T), jnp.int32))):
+        x = np.random.default_rng(layer).normal(size=(4, T, terms.cores[group].down.shape[1])).astype(np.float32)
         for n, out in enumerate(terms.cores[group](jnp.asarray(x), w)):
             dW = np.stack([core_change(BANKED, group, n, layer, row) for row in MIXED])
             np.testing.assert_allclose(out, np.einsum("boi,bti->bto", dW, x), rtol=1e-4, atol=1e-4)
@@ -351,7 +353,8 @@ def test_cores_of_q_k_v_and_o_change_exactly_those_matrices() -> None:
         for n, name in enumerate(CORE_TARGETS[group])
     }
     spoke = spoken(ROWS, np.stack([MIXED[3]] * 4))
-    terms = replace(merge(BANK, BANKED).layers()[0], u=None)
+    assert spoke.mixture is not None
+    terms = replace(merge(BANK, BANKED).layers(spoke.mixture, spoke.roles)[0], u=None)
     assert difference(run(params, spoke, terms), run(changed, ROWS, LayerTerms())) < 1e-4
 
 
@@ -426,9 +429,8 @@ def test_rules_of_a_mixture_are_anded() -> None:
 
 def test_a_response_never_attends_to_what_its_personas_may_not_read() -> None:
     """In a model of one layer all that reaches the response is what its own attention reads."""
-    config, params = trained("llama")
-    config = replace(config, num_layers=1)
-    params = params | {"layers": {"0": params["layers"]["0"]}}
+    plain, params = base("llama")
+    config, params = busy(replace(plain, num_layers=1), params | {"layers": {"0": params["layers"]["0"]}})
     w = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0.999, 0.001, 0, 0]], np.float32)
     apply, active = ruled(w, OPEN), responding(ROWS)
     before = logits(config, params, apply(ROWS))
