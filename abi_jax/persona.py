@@ -143,6 +143,14 @@ def check_mixture(mixture: Mapping[str, float], names: Sequence[str] | None) -> 
     return dict(mixture)
 
 
+def mixture_name(mixture: Mapping[str, float]) -> str:
+    """Writes what `parse_mixture` reads."""
+    if not mixture:
+        return BASE
+    whole = [name for name, weight in mixture.items() if weight == 1.0]
+    return whole[0] if whole else ",".join(f"{name}={weight:g}" for name, weight in mixture.items())
+
+
 def mixture_vector(mixture: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     """Returns the mixture as `[P]` float32 in the order of `names`; zeros for the base model."""
     checked = check_mixture(mixture, names)

@@ -7,16 +7,16 @@ from abi_jax.errors import InputError
 
 DEMO = "demo"
 FOLDER = Path(__file__).parent / "demo"
-PERSONAS = ("abbey", "aviva", "abi")
+SETS = ("abbey", "aviva", "abi", "blend")  # the last is what Abbey and Aviva say together, half and half
 
 
 def demo_files() -> dict[str, Path]:
-    """Returns persona name -> JSONL file, in the order abbey, aviva, abi."""
-    return {name: FOLDER / f"{name}.jsonl" for name in PERSONAS}
+    """Returns data-set name -> JSONL file."""
+    return {name: FOLDER / f"{name}.jsonl" for name in SETS}
 
 
 def resolve(sources: Sequence[str]) -> dict[str, Path]:
-    """Returns data-set name -> file for what a configuration lists: paths, `demo`, or `demo/<persona>`.
+    """Returns data-set name -> file for what a configuration lists: paths, `demo`, or one of its sets, `demo/abbey`.
 
     A data set is named by its file's stem. Raises `InputError` for a file that does not exist and
     for two files with one name.

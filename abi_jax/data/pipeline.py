@@ -24,7 +24,7 @@ from abi_jax.data.examples import Example, ExampleSource
 from abi_jax.data.packing import Batch, RowPacker, assemble
 from abi_jax.data.records import Record, is_held_out, read_records
 from abi_jax.errors import InputError
-from abi_jax.persona import Persona
+from abi_jax.persona import Persona, mixture_name
 from abi_jax.text.tokenizer import Tokenizer
 
 Split = Literal["train", "held_out"]
@@ -126,8 +126,8 @@ class Batches(Iterator[Batch]):
     """This process's share of every batch: b = B / processes rows; see `packing.assemble` for the arrays.
 
     The train split is shuffled and repeated for ever; the held-out split is one pass in file order,
-    its last batch filled up with empty rows. `groups` names the values of `group`; `counts` tells
-    records, skipped records, examples made and examples cut.
+    its last batch filled up with empty rows. `groups` names the values of `group`; `mixtures` are the different
+    ones of several personas; `counts` tells records, skipped records, examples made and examples cut.
     """
 
     def __init__(
@@ -149,6 +149,7 @@ class Batches(Iterator[Batch]):
         self._source = ExampleSource(records, config, tokenizer, personas)
         self._records = len(records)
         self.groups = tuple(self._source.groups)
+        self.mixtures = tuple({mixture_name(r.mixture): r.mixture for r in records if len(r.mixture) > 1}.values())
         self._settings = {k: v for k, v in asdict(config).items() if k in BINDING} | {"split": split}
         self._digest = _digest(records, tokenizer, personas)
         examples: grain.MapDataset[Example] = grain.MapDataset.source(self._source)

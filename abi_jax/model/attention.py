@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from abi_jax.errors import InputError
+from abi_jax.sharding.context import current_platform
 
 NEVER = -1e30  # finite, so that a row that sees nothing gives a mean and not NaN
 
@@ -426,7 +427,7 @@ def attend(
     if past is not None:
         options["past"] = past
     if backend == "auto":
-        best = {"gpu": "cudnn", "tpu": "tpu"}.get(jax.default_backend(), "xla")
+        best = {"gpu": "cudnn", "tpu": "tpu"}.get(current_platform(), "xla")
         backend = "xla" if refusal(best, q, k, sight, softcap=softcap, bias=bias, past=past) else best
     elif reason := refusal(backend, q, k, sight, softcap=softcap, bias=bias, past=past):
         raise InputError(f"attention={backend!r} cannot compute this: {reason}; use 'xla'")

@@ -34,7 +34,8 @@ class PersonaShape:
     """Sizes of the persona terms. A rank (or `mask`) of zero leaves that term out.
 
     `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing. `mask_bound`:
-    see `model.persona.MaskQueries`.
+    see `model.persona.MaskQueries`. `response_only` says how the bank was trained, and so how it is served; a run
+    sets it from `data.response_only`.
     """
 
     capacity: int = 8
@@ -47,6 +48,7 @@ class PersonaShape:
     head_rank: int = 4
     core_rank: int = 8
     core_mlp: bool = False
+    response_only: bool = True
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class ModelDirectory:
     @classmethod
     def open(cls, path: Path | str) -> "ModelDirectory":
         """Returns the directory. `InputError` when `path` is not one, saying what it is instead."""
-        path = Path(path)
+        path = Path(path).expanduser()
         if (path / "model.yaml").is_file():
             return cls(path)
         if not path.exists():

@@ -182,7 +182,7 @@ def load_encoder(
     are added to theirs (`{"query": "query: ", "passage": "passage: "}` for E5, whose files name
     none). Raises `InputError` naming the file, tensor or value that cannot be used.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_config(folder)
     settings = read_settings(folder, config)
     if pooling not in (None, "mean", "cls"):

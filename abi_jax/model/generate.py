@@ -33,17 +33,17 @@ BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 6553
 class Prompt:
     """One request: its tokens and roles (`[n]`, n >= 1), who answers and how.
 
-    `mixture` f32 `[P]` or None for the base model; `reads` bool `[R]`: the roles the answer may read.
-    Without `response_only` the persona acts on the prompt's own positions, too; with `strict` its reading
-    rule alone binds them.
+    `mixture` f32 `[P]` or None for the base model; `reads` bool `[R]`: the roles the answer may read, and
+    `prompt_reads` those that the prompt's own positions may. Without `response_only` the persona acts on these
+    positions, too, and is bound there by `reads`.
     """
 
     tokens: np.ndarray
     roles: np.ndarray
     mixture: np.ndarray | None = None
     reads: np.ndarray | None = None
+    prompt_reads: np.ndarray | None = None
     response_only: bool = True
-    strict: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
@@ -119,11 +119,10 @@ class Generator:
         for row, prompt in enumerate(prompts):
             n = len(prompt.tokens) - 1
             tokens[row, :n], roles[row, :n], segments[row, :n] = prompt.tokens[:-1], prompt.roles[:-1], 1
-        mixture, reads = _mixtures(prompts), _reads(prompts)
+        mixture, reads = _mixtures(prompts), _reads([p.reads for p in prompts])
         whole = np.array([not p.response_only for p in prompts])
         prefill_mixture = None if mixture is None or not whole.any() else mixture * whole[:, None]
-        bound = np.array([p.strict or not p.response_only for p in prompts])
-        prefill_reads = None if reads is None or not bound.any() else reads | ~bound[:, None]
+        prefill_reads = _reads([p.prompt_reads if p.response_only else p.reads for p in prompts])
         cache = self._prefill(
             self._weights,
             tokens,
@@ -150,7 +149,8 @@ class Generator:
     def step(self, state: DecodeState) -> tuple[DecodeState, jax.Array]:
         """Makes one token for every row; returns the next state and int32 tokens `[B]`, -1 for ended rows.
 
-        `state` is consumed: its buffers are donated.
+        `state` is consumed: its buffers are donated. A row that has filled the cache ends, so that nothing in it
+        is overwritten; `stream` makes the cache larger in time.
         """
         return self._step(self._weights, state)
 
@@ -215,7 +215,8 @@ class Generator:
 
     def _step_program(self, weights: tuple[jax.Array, ...], state: DecodeState) -> tuple[DecodeState, jax.Array]:
         model = merge(self.graphdef, jax.tree.unflatten(self._tree, weights))
-        cache, live = state.cache, state.live
+        cache = state.cache
+        live = state.live & (cache.lengths < cache.size)
         positions = cache.lengths
         inputs = Inputs(
             state.tokens[:, None],
@@ -255,8 +256,7 @@ def _mixtures(prompts: Sequence[Prompt]) -> np.ndarray | None:
     return np.stack([np.zeros(width, np.float32) if r is None else np.asarray(r, np.float32) for r in rows])
 
 
-def _reads(prompts: Sequence[Prompt]) -> np.ndarray | None:
-    rows = [p.reads for p in prompts]
+def _reads(rows: Sequence[np.ndarray | None]) -> np.ndarray | None:
     if all(r is None or np.all(r) for r in rows):
         return None
     return np.stack([np.ones(NUM_ROLES, bool) if r is None else np.asarray(r, bool) for r in rows])

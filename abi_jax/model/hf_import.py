@@ -28,7 +28,7 @@ _COMPARED = 8 << 20  # bytes of a tied head compared at a time
 
 def read_hf_config(folder: str | Path) -> ModelConfig:
     """Returns the configuration in `folder/config.json`; `InputError` names the file and what is wrong with it."""
-    path = Path(folder) / CONFIG
+    path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a Hugging Face folder with {CONFIG} and *.safetensors")
     try:
@@ -58,7 +58,7 @@ def import_hf(
     or key for a broken or truncated checkpoint, an unknown architecture or option, a missing, misshapen or
     unexpected tensor, quantised weights, a tokenizer larger than the embedding, a mesh that does not divide.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_hf_config(folder)
     index = open_checkpoint(folder)
     check_vocabulary(folder, config)

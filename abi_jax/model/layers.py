@@ -10,6 +10,7 @@ from flax import nnx
 from abi_jax.model.config import Activation, ModelConfig, RopeScaling
 from abi_jax.model.matmul import project
 from abi_jax.model.weight import param
+from abi_jax.sharding.context import current_platform
 
 
 def settle(x: jax.Array) -> jax.Array:
@@ -155,7 +156,7 @@ def _once(x: jax.Array) -> jax.Array:
 
     Nothing fuses into a product's operand, and the product with the identity is exact.
     """
-    if jax.default_backend() != "cpu":
+    if current_platform() != "cpu":
         return x
     return jnp.einsum("...d,de->...e", x, jnp.eye(x.shape[-1], dtype=x.dtype), precision="highest")
 

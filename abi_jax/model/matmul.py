@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from abi_jax.sharding.context import current_platform
+
 FEW_ROWS = 256
 SINGLE_ROWS = 32
 
@@ -17,7 +19,7 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     kernel = kernel.astype(x.dtype)
     rows = x.size // x.shape[-1]
-    if jax.default_backend() != "cpu" or rows == 1:
+    if current_platform() != "cpu" or rows == 1:
         return jnp.einsum("...d,fd->...f", x, kernel)
     if rows > FEW_ROWS:
         return _many_rows(x, kernel)
@@ -56,6 +58,6 @@ def expand(x: jax.Array, up: jax.Array) -> jax.Array:
     product this small costs more than the product.
     """
     up = up.astype(x.dtype)
-    if jax.default_backend() != "cpu" or x.size // x.shape[-1] > SINGLE_ROWS:
+    if current_platform() != "cpu" or x.size // x.shape[-1] > SINGLE_ROWS:
         return jnp.einsum("...r,rf->...f", x, up)
     return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])

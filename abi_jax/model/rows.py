@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from abi_jax.errors import InputError
+from abi_jax.model.bank import BANK
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, Weight, describe, initialize, map_weights
@@ -29,14 +30,14 @@ def widen(
         raise InputError(f"capacity {capacity} is below the {config.persona.capacity} persona rows the model has")
     config = replace(config, persona=replace(config.persona, capacity=capacity))
     _, weights = describe(partial(Decoder, config))
-    fresh = initialize(weights, key, mesh=mesh, rules=rules)
+    fresh = initialize({BANK: weights[BANK]}, key, mesh=mesh, rules=rules)
 
     def overlay(new: jax.Array, old: jax.Array) -> jax.Array:
         if new.shape == old.shape:
             return old
         return jax.lax.dynamic_update_slice(new, old.astype(new.dtype), [0] * new.ndim)
 
-    return config, jax.tree.map(overlay, fresh, params)
+    return config, params | {BANK: jax.tree.map(overlay, fresh[BANK], params[BANK])}
 
 
 def row_mask(weights: Tree, rows: list[int]) -> Tree:

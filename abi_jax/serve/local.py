@@ -108,9 +108,13 @@ class LocalEngine:
         for name, weight in mixture.items():
             w[self.names.index(name)] = weight
         heard = [p for p in self.personas if p.name in mixture]
-        reads = np.logical_and.reduce(reading_table(heard), axis=0)
-        reads[Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
-        return replace(prompt, mixture=w, reads=reads, strict=any(p.strict_reading for p in heard))
+        return replace(
+            prompt,
+            mixture=w,
+            reads=_allowed(heard),
+            prompt_reads=_allowed([p for p in heard if p.strict_reading]),
+            response_only=self.config.persona.response_only,
+        )
 
     def settings(self, request: Request) -> PersonaSampling:
         """The sampling settings of a request: its own, else its leading persona's."""
@@ -125,7 +129,7 @@ class LocalEngine:
     def stream(self, request: Request) -> Iterator[str]:
         """Yields an answer's text in pieces of whole characters."""
         text = TextStream(self.tokenizer, request.stop)
-        for row in self._tokens([request]):
+        for row in self._tokens([self.prompt(request)], self.settings(request).max_tokens):
             if row[0] < 0:
                 break
             yield from filter(None, [text.push(int(row[0]))])
@@ -143,7 +147,7 @@ class LocalEngine:
         ended = [False] * len(requests)
         prompts = [self.prompt(r) for r in requests]
         rooms = [self.config.max_length - len(p.tokens) for p in prompts]
-        for row in self._tokens(requests):
+        for row in self._tokens(prompts, max(limits)):
             for i, token in enumerate(row.tolist()):
                 if ended[i]:
                     continue
@@ -165,9 +169,8 @@ class LocalEngine:
             for i in range(len(requests))
         ]
 
-    def _tokens(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
-        limit = max(self.settings(r).max_tokens for r in requests)
-        rows = self._generator.stream([self.prompt(r) for r in requests], limit)
+    def _tokens(self, prompts: Sequence[Prompt], limit: int) -> Iterator[np.ndarray]:
+        rows = self._generator.stream(prompts, limit)
         while True:
             # The mesh is current while a step runs, never while the caller holds what it gave.
             with nullcontext() if self._mesh is None else use(self._mesh, AxisRules()):
@@ -175,3 +178,10 @@ class LocalEngine:
             if row is None:
                 return
             yield row
+
+
+def _allowed(personas: Sequence[Persona]) -> np.ndarray:
+    """Bool `[R]`: the roles that all of them may read."""
+    reads = np.logical_and.reduce(reading_table(personas), axis=0)
+    reads[Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
+    return reads

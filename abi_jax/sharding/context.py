@@ -19,6 +19,7 @@ from abi_jax.sharding.rules import AxisRules
 # jit compares contexts by value, so the table is held in a hashable form.
 _Key = tuple[tuple[str, tuple[str, ...]], ...]
 _table = jax.make_user_context(default_value=None)
+_platform = jax.make_user_context(default_value=None)
 
 
 @contextmanager
@@ -43,6 +44,18 @@ def current_rules() -> AxisRules:
     """Returns the current rules, the defaults outside `use`."""
     key: _Key | None = _table.value
     return AxisRules() if key is None else AxisRules(dict(key))
+
+
+@contextmanager
+def lowering_for(platform: str) -> Iterator[None]:
+    """Makes `platform` current ("cpu", "gpu" or "tpu"), to trace a program for devices that are elsewhere."""
+    with _platform(platform):
+        yield
+
+
+def current_platform() -> str:
+    """Returns the platform that programs are traced for: the default backend's, outside `lowering_for`."""
+    return _platform.value or jax.default_backend()
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:

@@ -9,7 +9,8 @@ Axes, slowest network first:
     sequence  positions of one sequence
     tensor    heads and hidden units of one layer
 
-Every mesh has all six axes, so one table of rules fits every mesh; unused axes have size 1.
+Every mesh has all six axes, so one table of rules fits every mesh; unused axes have size 1. Nothing is split over
+`stage` and `expert` yet, so devices along them would only repeat each other's work: they are refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from abi_jax.errors import InputError
 
 AXES = ("data", "stage", "fsdp", "expert", "sequence", "tensor")
+RESERVED = ("stage", "expert")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class MeshConfig:
             size = getattr(self, axis)
             if size < 1 and size != -1:
                 raise InputError(f"mesh axis {axis!r} is {size}; expected a positive number of devices, or -1")
+            if axis in RESERVED and size != 1:
+                raise InputError(f"mesh axis {axis!r} is {size}; expected 1, since no weight is split over it yet")
         for axis, count in self.slices.items():
             if axis not in AXES:
                 raise InputError(f"mesh.slices names {axis!r}, which is not a mesh axis; known: {', '.join(AXES)}")

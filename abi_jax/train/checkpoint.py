@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from abi_jax.model.directory import PARAMS, options
@@ -43,13 +42,13 @@ class Checkpoints:
         )
 
     def restore(self, step: int, params: Tree, optimizer: Any) -> tuple[Tree, Any, dict[str, Any]]:
-        """Returns weights, optimizer state and data position of `step`, laid out like the given trees."""
+        """Returns weights, optimizer state and data position of `step`; the trees are of `jax.ShapeDtypeStruct`."""
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 **{
-                    PARAMS: ocp.args.StandardRestore(jax.tree.map(_abstract, params)),
-                    OPTIMIZER: ocp.args.StandardRestore(jax.tree.map(_abstract, optimizer)),
+                    PARAMS: ocp.args.StandardRestore(params),
+                    OPTIMIZER: ocp.args.StandardRestore(optimizer),
                     POSITION: ocp.args.JsonRestore(),
                 }
             ),
@@ -65,7 +64,3 @@ class Checkpoints:
         if "_manager" in self.__dict__:
             self._manager.wait_until_finished()
             self._manager.close()
-
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

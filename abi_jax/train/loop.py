@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and metrics out, continued where it stopped."""
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from abi_jax.config import dump_yaml
+from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches, merge_states
 from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory, check_writable
@@ -22,10 +23,10 @@ from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.setup import Run, prepare
-from abi_jax.train.step import TrainState, batch_share, initial_state, make_step, place_batch
+from abi_jax.train.step import TrainState, abstract_moments, batch_share, initial_state, make_step, place_batch
 from abi_jax.train.trees import cut, is_persona, join
 
-METRICS = "metrics.jsonl"
+METRICS, SETTINGS = "metrics.jsonl", "train.yaml"
 
 
 def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
@@ -58,10 +59,26 @@ def _adapt(config: TrainConfig) -> TrainConfig:
         if config.resume == "never":
             raise InputError(f"out = {str(config.out)!r} holds a run already; choose another, or resume=auto")
         if ModelDirectory(config.out).latest_step() is not None:
+            _check_same_run(config)
             return replace(config, model=replace(config.model, init=config.out))
     if config.resume == "must":
         raise InputError(f"out = {str(config.out)!r} holds no run to resume")
     return config
+
+
+def _check_same_run(config: TrainConfig) -> None:
+    """Raises `InputError` where what `config` trains is not what the run in its directory has a state of."""
+    began = load(TrainConfig, config.out / SETTINGS, env={})
+    for name, now, then in (
+        ("data.mode", config.data.mode, began.data.mode),
+        ("freeze_backbone", config.freeze_backbone, began.freeze_backbone),
+        ("optimizer.kind", config.optimizer.kind, began.optimizer.kind),
+    ):
+        if now != then:
+            raise InputError(
+                f"{name} = {now!r}, but out = {str(config.out)!r} holds a run with {then!r}; expected the same, "
+                f"or another out with model.init = {config.out}"
+            )
 
 
 def _checkpoints(config: TrainConfig) -> Path:
@@ -70,16 +87,20 @@ def _checkpoints(config: TrainConfig) -> Path:
 
 def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
     optimizer = make_optimizer(run.config.optimizer, run.config.steps)
-    state = initial_state(run.trained, optimizer)
     latest = checkpoints.latest()
     if latest is None:
-        return state, run.frozen
-    params, inner, position = checkpoints.restore(latest, join(run.trained, run.frozen), state.optimizer)
+        return initial_state(run.trained, optimizer), run.frozen
+    moments, whole = abstract_moments(run.trained, optimizer)
+    params = join(run.trained, run.frozen)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    for array in jax.tree.leaves(params):
+        array.delete()  # or the weights would be held twice while they are restored
+    params, inner, position = checkpoints.restore(latest, target, moments)
     trained, frozen = params, None
     if run.frozen is not None:
         frozen, trained = cut(params, lambda path: is_persona(path) != run.persona_mode)
     batches.set_state(position)
-    return TrainState(trained, inner, jax.device_put(np.int32(latest), state.step.sharding)), frozen
+    return TrainState(trained, inner, jax.device_put(np.int32(latest), whole)), frozen
 
 
 def _open_directory(run: Run, done: int) -> None:
@@ -88,7 +109,7 @@ def _open_directory(run: Run, done: int) -> None:
         return
     if done == 0:
         ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
-        (run.config.out / "train.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
+        (run.config.out / SETTINGS).write_text(dump_yaml(run.config), encoding="utf-8")
     metrics = run.config.out / METRICS
     if metrics.is_file():
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -114,11 +135,24 @@ def _loop(
             if done == start:  # it compiled: from here on there is something to keep
                 _open_directory(run, done)
             done += 1
+            save = done % config.checkpoint_every == 0 or done == config.steps
+            if save or done % config.log_every == 0:
+                _check_finite(done, metrics, checkpoints.latest())
             if done % config.log_every == 0 or done == config.steps:
                 last = report(done, metrics, batches.epoch)
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            if save:
                 checkpoints.save(state, frozen, gather_position(batches))
     return last
+
+
+def _check_finite(step: int, metrics: dict[str, jax.Array], saved: int | None) -> None:
+    loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+    if not math.isfinite(loss + norm):
+        kept = "nothing was saved" if saved is None else f"the last checkpoint is of step {saved}"
+        raise InputError(
+            f"step {step} has a loss of {loss} and a gradient norm of {norm}; {kept}: "
+            "start again with a lower optimizer.learning_rate or optimizer.clip_norm"
+        )
 
 
 def gather_position(batches: Batches) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder, Remat
 from abi_jax.model.weight import abstract, describe
-from abi_jax.sharding.context import use
+from abi_jax.sharding.context import lowering_for, use
 from abi_jax.sharding.mesh import MeshConfig, abstract_mesh
 from abi_jax.sharding.rules import AxisRules
-from abi_jax.train.step import BATCH_AXES, Objective, TrainState, make_step, moment_shardings
+from abi_jax.train.step import BATCH_AXES, Objective, TrainState, abstract_moments, make_step
 
 Platform = Literal["cpu", "cuda", "tpu"]
 
@@ -52,12 +52,7 @@ def lower_step(
     graphdef, weights = describe(partial(Decoder, config, dtype=jnp.bfloat16, remat=remat))
     params = abstract(weights, jnp.float32, grid, rules)
     optimizer = optax.adamw(1e-4)
-    places, whole = moment_shardings(params, optimizer)
-    moments = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(optimizer.init, params),
-        places,
-    )
+    moments, whole = abstract_moments(params, optimizer)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     state = TrainState(params, moments, count)
 
@@ -69,7 +64,7 @@ def lower_step(
     batch["weights"] = row(jnp.float32)
     if config.persona is not None:
         batch["mixture"] = row(jnp.float32, config.persona.capacity)
-    with use(grid, rules):
+    with use(grid, rules), lowering_for("gpu" if platform == "cuda" else platform):
         step: Any = make_step(Objective(graphdef, config.persona is not None, 1), optimizer)
         lowered = step.trace(state, None, batch).lower(lowering_platforms=(platform,))
     return LoweredStep(lowered, _bytes_per_device(state), _bytes_per_device(batch))

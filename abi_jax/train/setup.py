@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,8 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
         params = start.load_params(mesh=mesh, rules=rules)
     if config.data.mode == "persona":
         model, params = _make_room(config, model, params, len(personas), key, mesh, rules)
+        assert model.persona is not None
+        model = replace(model, persona=replace(model.persona, response_only=config.data.response_only))
 
     graphdef, weights = describe(
         partial(
@@ -117,12 +120,17 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
 
 
 def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]:
-    """The personas of a run that starts from a model: those of its bank, then the new ones."""
+    """The personas of a run that starts from a model: those of its bank, then the new ones.
+
+    One that the bank has keeps its own settings, unless it is given as a file.
+    """
     asked = load_personas(config.personas)
     has = start.personas if start.config.persona else ()
     if has and config.data.mode == "backbone":
         return has
-    return (*has, *(p for p in asked if p.name not in {q.name for q in has}))
+    edited = {p.name: p for p, given in zip(asked, config.personas, strict=True) if Path(given).suffix == ".yaml"}
+    known = {p.name for p in has}
+    return (*(edited.get(p.name, p) for p in has), *(p for p in asked if p.name not in known))
 
 
 def _check_rows(config: TrainConfig, model: ModelConfig, mesh: Mesh, rules: AxisRules) -> None:

@@ -52,7 +52,8 @@ def make_step(
 ) -> Callable[[TrainState, Tree, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the compiled step `(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
-    `allowed`, shaped to broadcast over the trained weights, is 0 where a weight must not move.
+    `allowed`, shaped to broadcast over the trained weights, is 0 where a weight must not move: its gradient does
+    not count towards the norm either, and weight decay leaves it alone.
     """
 
     def step(state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -61,6 +62,8 @@ def make_step(
             return weighted_mean(losses, batch["weights"]), losses
 
         (loss, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        if allowed is not None:
+            gradients = jax.tree.map(lambda may, g: may * g, allowed, gradients)
         updates, inner = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         if allowed is not None:
@@ -87,8 +90,8 @@ def make_evaluation(objective: Objective) -> Callable[[Tree, Tree, Arrays], tupl
     return jax.jit(evaluate)
 
 
-def moment_shardings(params: Tree, optimizer: optax.GradientTransformation) -> tuple[Any, jax.sharding.Sharding]:
-    """Shardings of the optimizer's state, its moments laid out like the weights they belong to; and that of a scalar.
+def abstract_moments(params: Tree, optimizer: optax.GradientTransformation) -> tuple[Any, jax.sharding.Sharding]:
+    """The optimizer's state as `jax.ShapeDtypeStruct`, moments laid out like their weights; and a scalar's sharding.
 
     `params` are arrays or `jax.ShapeDtypeStruct` with shardings.
     """
@@ -98,15 +101,15 @@ def moment_shardings(params: Tree, optimizer: optax.GradientTransformation) -> t
     def like(moment: jax.ShapeDtypeStruct, param: jax.Array) -> jax.sharding.Sharding:
         return param.sharding if moment.shape == param.shape else whole
 
-    out = optax.tree_utils.tree_map_params(
-        optimizer, like, jax.eval_shape(optimizer.init, params), params, transform_non_params=lambda _: whole
-    )
-    return out, whole
+    state = jax.eval_shape(optimizer.init, params)
+    places = optax.tree_utils.tree_map_params(optimizer, like, state, params, transform_non_params=lambda _: whole)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, places), whole
 
 
 def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns step 0; the optimizer's moments are sharded like the weights they belong to."""
-    out, whole = moment_shardings(params, optimizer)
+    moments, whole = abstract_moments(params, optimizer)
+    out = jax.tree.map(lambda x: x.sharding, moments)
     return TrainState(params, jax.jit(optimizer.init, out_shardings=out)(params), jax.device_put(jnp.int32(0), whole))
 
 

@@ -112,7 +112,7 @@ def test_empty_and_missing_files(write: Write, tmp_path: Path) -> None:
 
 def test_data_sets_by_name(write: Write) -> None:
     path = write(GOOD, name="mine.jsonl")
-    assert list(resolve(["demo", path])) == ["abbey", "aviva", "abi", "mine"]
+    assert list(resolve(["demo", path])) == ["abbey", "aviva", "abi", "blend", "mine"]
     assert list(resolve(["demo/aviva"])) == ["aviva"]
     with pytest.raises(InputError, match="both named 'mine'"):
         resolve([path, path])
@@ -120,11 +120,11 @@ def test_data_sets_by_name(write: Write) -> None:
 
 def test_the_demo_dialogues_split_the_same_way_every_time() -> None:
     records = read_records(demo_files(), ["abbey", "aviva", "abi"], require_persona=True).records
-    assert len(records) == 480
+    assert len(records) == 527
     held = [r for r in records if is_held_out(r, 12)]
     assert [is_held_out(r, 12) for r in records] == [is_held_out(r, 12) for r in records]
     assert 25 <= len(held) <= 60
-    assert {r.dataset for r in held} == {"abbey", "aviva", "abi"}
+    assert {r.dataset for r in held} == {"abbey", "aviva", "abi", "blend"}
     kept = {(r.question, r.dataset) for r in records if not is_held_out(r, 12)}
     assert not kept & {(r.question, r.dataset) for r in held}
     assert not any(is_held_out(r, 0) for r in records)

@@ -16,6 +16,7 @@ from abi_jax.evaluate.perplexity import Matrix, perplexity_matrix
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs, readable_roles
 from abi_jax.model.weight import describe, merge
+from abi_jax.persona import parse_mixture
 from abi_jax.sharding import AxisRules, MeshConfig, use
 from abi_jax.train.setup import Run, pad_rules, prepare
 from abi_jax.train.trees import join
@@ -32,6 +33,9 @@ def opened(trained: Path, mesh: MeshConfig) -> Run:
         return prepare(run, grid, AxisRules())
 
 
+BLEND = "abbey=0.5,aviva=0.5"  # of the dialogues that have it
+
+
 def measured(trained: Path, mesh: MeshConfig) -> Matrix:
     run = opened(trained, mesh)
     with use(run.mesh, run.rules):
@@ -45,16 +49,18 @@ def naive(trained: Path) -> dict[str, dict[str, float]]:
     source = ExampleSource(records, run.config.data, run.tokenizer, run.personas)
     graphdef, _ = describe(partial(Decoder, run.model))
     reads, strict = pad_rules(run.personas, CAPACITY)
+    names = [p.name for p in run.personas]
     params = join(run.trained, run.frozen)
 
     @jax.jit
     def logits(inputs: Inputs) -> jax.Array:
         return merge(graphdef, params)(inputs)
 
-    def loss(example: Example, voice: int) -> tuple[float, int]:
+    def loss(example: Example, voice: dict[str, float]) -> tuple[float, int]:
         T = 64 - len(example)
         w = np.zeros((1, CAPACITY), np.float32)
-        w[0, voice - 1] = voice > 0
+        for name, weight in voice.items():
+            w[0, names.index(name)] = weight
 
         def row(x: np.ndarray) -> jax.Array:
             return jnp.asarray(np.pad(x, (0, T))[None])
@@ -75,7 +81,8 @@ def naive(trained: Path) -> dict[str, dict[str, float]]:
         return float(-np.log(of_target[counted]).sum()), int(counted.sum())
 
     matrix: dict[str, dict[str, float]] = {}
-    for voice, name in enumerate(["base", *(p.name for p in run.personas)]):
+    for name in ["base", *names, BLEND]:
+        voice = parse_mixture(name, names)
         sums: dict[str, list[float]] = defaultdict(lambda: [0, 0])
         for at in range(len(source)):
             total, tokens = loss(source[at], voice)
@@ -87,7 +94,7 @@ def naive(trained: Path) -> dict[str, dict[str, float]]:
 
 def test_the_matrix_is_what_a_naive_sum_gives(trained: Path) -> None:
     matrix, expected = measured(trained, ONE), naive(trained)
-    assert matrix.voices == ("base", "abbey", "aviva", "abi")
+    assert matrix.voices == ("base", "abbey", "aviva", "abi", BLEND)
     assert matrix.to_dict().keys() == expected.keys()
     for voice, row in matrix.to_dict().items():
         assert row == pytest.approx(expected[voice], rel=1e-5)

@@ -23,6 +23,7 @@ from tests.model.cases import base, one_hot, program, trained, untrained
 from tests.model.meshes import EACH_MESH, MESHES, sharded, wide
 
 NO_HISTORY = np.arange(NUM_ROLES) != Role.HISTORY
+NO_POLICY = np.arange(NUM_ROLES) != Role.POLICY
 MIX = np.array([0.5, 0.2, 0.3, 0], np.float32)
 NEW = 10
 
@@ -39,7 +40,7 @@ PROMPTS = (
     ask(4, 1),
     ask(14, 2, mixture=one_hot(1)[0], reads=NO_HISTORY),
     ask(1, 3, mixture=one_hot(3)[0], response_only=False),
-    ask(12, 4, mixture=MIX, reads=NO_HISTORY, strict=True),
+    ask(12, 4, mixture=MIX, reads=NO_HISTORY, prompt_reads=NO_POLICY),
     ask(11, 5, mixture=one_hot(2)[0], reads=NO_HISTORY, response_only=False),
 )
 
@@ -66,8 +67,9 @@ def without_cache(config: ModelConfig, params: Tree, prompts: tuple[Prompt, ...]
     at = np.arange(T)
     answering = at >= lengths[:, None] - 1
     speaking = answering | np.array([[not p.response_only] for p in prompts])
-    bound = speaking | np.array([[p.strict] for p in prompts])
-    reads = np.array([np.ones(NUM_ROLES, bool) if p.reads is None else p.reads for p in prompts])
+    everything = np.ones(NUM_ROLES, bool)
+    reads = np.array([everything if p.reads is None else p.reads for p in prompts])
+    of_prompt = np.array([everything if p.prompt_reads is None else p.prompt_reads for p in prompts])
     w = np.array([np.zeros(P, np.float32) if p.mixture is None else p.mixture for p in prompts])
     for _ in range(new):
         inputs = Inputs(
@@ -76,7 +78,7 @@ def without_cache(config: ModelConfig, params: Tree, prompts: tuple[Prompt, ...]
             jnp.asarray(at < lengths[:, None], jnp.int32),
             jnp.asarray(roles),
             gated_mixture(w, speaking),
-            jnp.asarray(reads[:, None] | ~bound[..., None]),
+            jnp.where(speaking[..., None], reads[:, None], of_prompt[:, None]),
             packed=False,
         )
         logits = np.asarray(program(config)(params, inputs))
@@ -102,9 +104,9 @@ def test_settings_of_a_prompt_change_its_answer() -> None:
         replace(prompt, mixture=MIX),
         replace(prompt, mixture=MIX, response_only=False),
         replace(prompt, mixture=MIX, reads=NO_HISTORY),
-        replace(prompt, mixture=MIX, reads=NO_HISTORY, strict=True),
+        replace(prompt, mixture=MIX, reads=NO_HISTORY, prompt_reads=NO_HISTORY),
     ]
-    rows = generator("gemma2").generate(variants, 20)
+    rows = generator("llama").generate(variants, 20)
     assert len({tuple(row) for row in rows}) == len(variants)
 
 
@@ -226,13 +228,28 @@ def test_the_prompts_cache_is_the_base_models_whoever_answers() -> None:
 
 
 def test_the_answer_ignores_what_its_persona_may_not_read() -> None:
-    strict = replace(ask(14, 2, mixture=one_hot(1)[0], reads=NO_HISTORY), strict=True)
+    strict = ask(14, 2, mixture=one_hot(1)[0], reads=NO_HISTORY, prompt_reads=NO_HISTORY)
     other = replace(strict, tokens=np.where(strict.roles == Role.HISTORY, 63 - strict.tokens, strict.tokens))
     assert (other.tokens != strict.tokens).sum() > 2
     first, second, free, changed = generator("llama").generate(
-        [strict, other, replace(strict, reads=None), replace(other, reads=None)], NEW
+        [strict, other, *(replace(p, reads=None, prompt_reads=None) for p in (strict, other))], NEW
     )
     assert first == second and free != changed
+
+
+def test_a_row_that_fills_its_cache_ends_and_overwrites_nothing() -> None:
+    run = generator("llama")
+    state = run.start([ask(9, 0), ask(15, 1)], room=1)
+    size, written = state.cache.size, []
+    for _ in range(size):
+        state, tokens = run.step(state)
+        written.append(np.asarray(tokens))
+    rows = np.stack(written, axis=1)
+    assert ((rows >= 0).sum(axis=1) == [size - 8, size - 14]).all()
+    assert state.cache.lengths.tolist() == [size, size]
+    assert [row[row >= 0].tolist() for row in rows] == [
+        out[: size - n] for out, n in zip(run.generate([ask(9, 0), ask(15, 1)], size), (8, 14), strict=True)
+    ]
 
 
 # --- many devices ------------------------------------------------------------------------------------------

@@ -144,10 +144,19 @@ def test_a_prompt_carries_the_mixture_and_what_all_its_personas_may_read(engine:
     mixed = engine.prompt(ask({"abbey": 0.25, "aviva": 0.75, "abi": 0.0}))
     assert mixed.mixture is not None and mixed.mixture.tolist() == [0.25, 0.75, 0, 0]
     assert mixed.reads is not None and not mixed.reads[Role.HISTORY] and mixed.reads[Role.MEMORY]
-    assert mixed.response_only and not mixed.strict
+    assert mixed.response_only and mixed.prompt_reads is not None and mixed.prompt_reads.all()
     abbey = engine.prompt(ask({"abbey": 1.0}))
     assert abbey.reads is not None and abbey.reads.all()
     assert engine.prompt(ask()).mixture is None
+
+
+def test_a_bank_is_served_as_it_was_trained(engine: LocalEngine, trained: Path) -> None:
+    config = ModelDirectory(trained / "personas").config
+    assert config.persona is not None and engine.prompt(ask({"abbey": 1.0})).response_only
+    everywhere = replace(config, persona=replace(config.persona, response_only=False))
+    params = ModelDirectory(trained / "personas").load_params()
+    other = LocalEngine(everywhere, params, engine.tokenizer, engine.personas)
+    assert not other.prompt(ask({"abbey": 1.0})).response_only
 
 
 def test_a_strict_persona_binds_the_prompt(engine: LocalEngine, trained: Path) -> None:
@@ -155,10 +164,17 @@ def test_a_strict_persona_binds_the_prompt(engine: LocalEngine, trained: Path) -
     first, *rest = engine.personas
     strict = replace(first, strict_reading=True, reads=("input", "response"))
     stern = LocalEngine(directory.config, directory.load_params(), engine.tokenizer, (strict, *rest))
+    own = [True, False, False, False, True, True]
     prompt = stern.prompt(ask({"abbey": 0.5, "abi": 0.5}))
-    assert prompt.strict and prompt.reads is not None
-    assert prompt.reads.tolist() == [True, False, False, False, True, True]
-    assert not stern.prompt(ask({"abi": 1.0})).strict
+    assert prompt.reads is not None and prompt.reads.tolist() == own
+    assert prompt.prompt_reads is not None and prompt.prompt_reads.tolist() == own
+    # a lax persona beside it binds the answer alone, as in training
+    with_lax = stern.prompt(ask({"abbey": 0.5, "aviva": 0.5}))
+    assert with_lax.reads is not None and with_lax.reads.tolist() == own
+    assert with_lax.prompt_reads is not None and with_lax.prompt_reads.tolist() == own
+    alone = stern.prompt(ask({"aviva": 1.0}))
+    assert alone.prompt_reads is not None and alone.prompt_reads.all()
+    assert alone.reads is not None and not alone.reads.all()
     history = [{"role": "user", "content": "{}"}, {"role": "assistant", "content": "Yes."}, ask().messages[0]]
 
     def said(text: str, name: str) -> str:

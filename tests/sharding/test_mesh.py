@@ -27,7 +27,7 @@ pytestmark = pytest.mark.smoke
         (MeshConfig(data=1, fsdp=-1, tensor=2), {"fsdp": 4, "tensor": 2}),
         (MeshConfig(data=2, fsdp=2, tensor=2), {"data": 2, "fsdp": 2, "tensor": 2}),
         (MeshConfig(data=2, sequence=4), {"data": 2, "sequence": 4}),
-        (MeshConfig(data=2, stage=2, expert=-1), {"data": 2, "stage": 2, "expert": 2}),
+        (MeshConfig(data=2, sequence=2, tensor=-1), {"data": 2, "sequence": 2, "tensor": 2}),
     ],
 )
 def test_mesh_has_the_sizes_asked_for(config: MeshConfig, split: dict[str, int]) -> None:
@@ -66,6 +66,8 @@ def test_a_mesh_that_does_not_fit_says_what_was_asked(config: MeshConfig, parts:
     [
         ({"data": -1, "fsdp": -1}, "data, fsdp are all -1"),
         ({"tensor": 0}, "'tensor' is 0"),
+        ({"expert": 2}, "'expert' is 2; expected 1"),
+        ({"data": 1, "stage": -1}, "'stage' is -1; expected 1"),
         ({"tensor": -2}, "'tensor' is -2"),
         ({"slices": {"rows": 2}}, "'rows'.*known: data"),
         ({"slices": {"data": 0}}, r"\['data'\] is 0"),

@@ -13,9 +13,10 @@ from abi_jax.model.costs import costs
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import count, describe
 from abi_jax.sharding import MeshConfig
-from abi_jax.train.lower import lower_step
+from abi_jax.train.lower import Platform, lower_step
 from tests.train.tiny import MESHES, MODEL
 
+PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 POD = MeshConfig(data=1, fsdp=32, tensor=8)
 
 
@@ -42,9 +43,23 @@ def test_large_models_lower_for_256_devices(name: str, billions: float) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 def test_a_small_model_lowers_for_every_mesh_and_platform(mesh: MeshConfig) -> None:
-    for platform in ("cpu", "cuda", "tpu"):
+    for platform in PLATFORMS:
         step = lower_step(MODEL, mesh, 8, rows=8, length=64, platform=platform)
         assert step.batch_bytes == 7 * 4 * 64 * 8 // (8 // mesh.tensor)
+
+
+def test_a_step_for_another_platform_has_none_of_the_forms_made_for_this_one() -> None:
+    texts = {
+        platform: lower_step(
+            MODEL, MeshConfig(), 8, rows=8, length=64, platform=platform, remat="none"
+        ).lowered.as_text()
+        for platform in PLATFORMS
+    }
+    assert {platform: "optimization_barrier" in text for platform, text in texts.items()} == {
+        "cpu": True,
+        "cuda": False,
+        "tpu": False,
+    }
 
 
 def test_a_mesh_that_does_not_divide_is_named() -> None:

@@ -89,6 +89,20 @@ def test_a_persona_is_added_and_trained_without_a_trace_on_the_others(trained: P
     assert moved and set(map(tuple, moved.values())) == {(3,)}
 
 
+def test_a_persona_of_the_bank_keeps_its_settings_unless_it_is_given_as_a_file(trained: Path, tmp_path: Path) -> None:
+    edited = tmp_path / "abbey.yaml"
+    edited.write_text("name: abbey\nvoice: Changed.\n")
+    with use(mesh_of(ONE)):
+        for given, voice in (
+            (str(edited), "Changed."),
+            ("abbey", ModelDirectory(trained / "personas").personas[0].voice),
+        ):
+            run = personas(tmp_path / "run", trained / "personas", personas=(given,), mesh=ONE)
+            found = prepare(run, mesh_of(ONE), AxisRules()).personas
+            assert [p.name for p in found] == ["abbey", "aviva", "abi"]
+            assert found[0].voice == voice
+
+
 def test_a_bank_that_is_full_is_widened_and_its_rows_stay(trained: Path, tmp_path: Path) -> None:
     more = [tmp_path / f"p{i}.yaml" for i in range(2)]
     for file in more:

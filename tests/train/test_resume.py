@@ -147,6 +147,29 @@ def test_other_data_is_not_taken_for_the_rest_of_this(data: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"freeze_backbone": False}, "freeze_backbone = False, but out = .* holds a run with True"),
+        ({"data": {"mode": "persona"}}, "data.mode = 'persona', but out = .* holds a run with 'backbone'"),
+        ({"optimizer": {"kind": "adafactor"}}, "optimizer.kind = 'adafactor', but out = .* holds a run with 'adamw'"),
+    ],
+)
+def test_a_run_of_another_kind_is_not_taken_for_this(changes: dict[str, Any], message: str, stopped: Path) -> None:
+    before = listing(stopped)
+    with pytest.raises(InputError, match=message):
+        train(backbone(stopped, **changes), progress=False)
+    assert listing(stopped) == before
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(stopped: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(stopped, tmp_path / "run")
+    with pytest.raises(InputError, match=r"step 1\d has a loss of .*(nan|inf); the last checkpoint is of step 10"):
+        train(backbone(out, optimizer={"learning_rate": 1e30, "schedule": "constant"}), progress=False)
+    assert ModelDirectory(out).steps() == [5, 10]
+    assert "NaN" not in (out / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"model": {"attention": "cuda"}}, "attention='cuda' is unknown"),
         ({"model": {"attention": "cudnn"}}, "packed segments need a dense mask; use 'xla'"),
         ({"data": {"batch_size": 9}}, "does not divide by 4"),
