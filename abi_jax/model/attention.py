@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from abi_jax.errors import InputError
 from abi_jax.sharding.context import current_platform
 
+APART = 64.0  # half the least score between segments: e^-128 is zero in f32, and the sums stay exact in bf16
 NEVER = -1e30  # finite, so that a row that sees nothing gives a mean and not NaN
 
 
@@ -266,12 +267,20 @@ def _xla_past(
 
 
 def fold(
-    q: jax.Array, k: jax.Array, sight: Sight, *, scale: float, bias: Bias | None, multiple: int = 16
+    q: jax.Array,
+    k: jax.Array,
+    sight: Sight,
+    *,
+    scale: float,
+    bias: Bias | None,
+    segments: bool = False,
+    multiple: int = 16,
 ) -> tuple[jax.Array, jax.Array]:
-    """Appends the persona bias and the reading rules to q and k as extra head dimensions.
+    """Appends the persona bias, the reading rules and, if asked, packed segments to q and k as extra head dimensions.
 
-    A flash kernel with scale 1 then computes `scale * q.k + u.v` and never sees a dense mask. A role that
-    may not be read costs a score of -30000, which is zero after the softmax in every dtype.
+    A causal flash kernel with scale 1 then computes `scale * q.k + u.v` and never sees a dense mask. A role that
+    may not be read costs a score of -30000, which is zero after the softmax in every dtype. A segment's number is
+    written in bits of -1 and 1: with itself that gives exactly 0, with any other at most `-2 * APART`.
     """
     q = q * scale
     extra_q: list[jax.Array] = []
@@ -284,6 +293,11 @@ def fold(
         penalty = jnp.where(sight.readable, 0.0, -30_000.0)
         extra_q.append(jnp.broadcast_to(penalty[:, :, None], (*q.shape[:2], heads, penalty.shape[-1])))
         extra_k.append(jax.nn.one_hot(sight.k_roles, penalty.shape[-1]))
+    if segments:
+        own, other = _bits(sight.q_segments, q.shape[1]), _bits(sight.k_segments, q.shape[1])
+        own = jnp.concatenate([own, jnp.full_like(own[..., :1], -own.shape[-1])], -1) * APART
+        extra_q.append(jnp.broadcast_to(own[:, :, None], (*q.shape[:2], heads, own.shape[-1])))
+        extra_k.append(jnp.concatenate([other, jnp.ones_like(other[..., :1])], -1))
     if extra_q:
         u, v = jnp.concatenate(extra_q, -1), jnp.concatenate(extra_k, -1)
         v = jnp.broadcast_to(v[:, None], (k.shape[0], kv_heads, *v.shape[1:]))
@@ -292,6 +306,11 @@ def fold(
     short = -q.shape[-1] % multiple
     pad = [(0, 0)] * 3 + [(0, short)]
     return jnp.pad(q, pad), jnp.pad(k, pad)
+
+
+def _bits(segments: jax.Array, most: int) -> jax.Array:
+    """Segment numbers up to `most` `[B, S]` in bits of -1 and 1: f32 `[B, S, bits]`."""
+    return 2.0 * (segments[..., None] >> jnp.arange(most.bit_length()) & 1) - 1.0
 
 
 def cudnn(
@@ -305,9 +324,12 @@ def cudnn(
     window: int | None = None,
     bias: Bias | None = None,
 ) -> jax.Array:
-    """cuDNN flash attention through `jax.nn.dot_product_attention`; see `refusal` for what it cannot do."""
+    """cuDNN flash attention through `jax.nn.dot_product_attention`; see `refusal` for what it cannot do.
+
+    The causal mask goes by the place in the row, which within a segment is the order of positions.
+    """
     d = q.shape[-1]
-    q, k = fold(q, k, sight, scale=scale, bias=bias)
+    q, k = fold(q, k, sight, scale=scale, bias=bias, segments=sight.packed)
     v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - d)])
     out = jax.nn.dot_product_attention(
         q,
@@ -373,8 +395,6 @@ def refusal(
     if softcap is not None and (bias is not None or sight.readable is not None):
         return "soft-capping would also cap the persona mask folded into the scores"
     if backend == "cudnn":
-        if sight.packed:
-            return "packed segments need a dense mask"
         if softcap is not None:
             return "cuDNN has no soft-capping"
         if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -390,6 +410,7 @@ def refusal(
 def _folded_width(q: jax.Array, sight: Sight, bias: Bias | None, multiple: int = 16) -> int:
     width = q.shape[-1] + (0 if bias is None else bias.u.shape[-1])
     width += 0 if sight.readable is None else sight.readable.shape[-1]
+    width += q.shape[1].bit_length() + 1 if sight.packed else 0
     return width + -width % multiple
 
 

@@ -37,8 +37,13 @@ def token_losses(model: Decoder, inputs: Inputs, targets: jax.Array) -> jax.Arra
 
 
 def weighted_mean(losses: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean of `losses` under `weights`, both `[B, T]`; zero when all weights are."""
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+    """Mean of `losses` under `weights`, both `[B, T]`; zero when all weights are.
+
+    Summed row by row, then over rows: one long f32 sum would round differently on every mesh.
+    """
+    both = jnp.stack([losses, jnp.ones_like(losses)])
+    total, weight = jnp.sum(jnp.einsum("nbt,bt->nb", both, weights), axis=1)
+    return total / jnp.maximum(weight, 1e-9)
 
 
 def group_sums(losses: jax.Array, weights: jax.Array, group: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:

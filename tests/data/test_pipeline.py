@@ -152,11 +152,12 @@ def test_a_position_of_other_data_is_refused(tokenizer: Tokenizer, personas: P3)
 def test_groups_count_what_they_name(tokenizer: Tokenizer, personas: P3) -> None:
     with Batches(CONFIG, tokenizer, personas, "held_out") as batches:
         for batch in batches:
-            one_hot = batch["mixture"].argmax(-1)
-            np.testing.assert_array_equal(batch["group"][batch["active"]], one_hot[batch["active"]])
+            alone, mixed = batch["mixture"].max(-1) == 1, batches.groups.index("mixed")
+            expected = np.where(alone, batch["mixture"].argmax(-1), mixed)
+            np.testing.assert_array_equal(batch["group"][batch["active"]], expected[batch["active"]])
     config = dataclasses.replace(CONFIG, group_by="dataset")
     with Batches(config, tokenizer, personas) as batches:
-        assert batches.groups == ("abbey", "aviva", "abi")
+        assert batches.groups == ("abbey", "aviva", "abi", "blend")
 
 
 def test_backbone_mode_needs_no_personas(tokenizer: Tokenizer, write: Write) -> None:

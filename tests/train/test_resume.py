@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(stopped: P
     ("changes", "message"),
     [
         ({"model": {"attention": "cuda"}}, "attention='cuda' is unknown"),
-        ({"model": {"attention": "cudnn"}}, "packed segments need a dense mask; use 'xla'"),
+        ({"model": {"attention": "cudnn"}}, "dtype float32 is neither bfloat16 nor float16; use 'xla'"),
         ({"data": {"batch_size": 9}}, "does not divide by 4"),
         ({"data": {"train": ("nowhere.jsonl",)}}, "'nowhere.jsonl' does not exist"),
         ({"personas": ("abby",)}, "nearest: 'abbey'"),
