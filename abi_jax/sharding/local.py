@@ -7,6 +7,7 @@ cluster runs here unchanged.
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,13 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from abi_jax.errors import InputError
 from abi_jax.sharding.simulate import simulated_devices
+
+_GREETING = re.compile(
+    rb"\[Gloo\] Rank \d+ is connected(?: to \d+ peer ranks\. Expected number of connected peer ranks is : \d+)?"
+)
 
 HELP = """\
 Run a command as several processes of one JAX program, all on this host.
@@ -181,9 +186,7 @@ class _Group:
 
     def _copy(self, index: int, source: BinaryIO, sink: TextIO) -> None:
         head = f"[{index}] " if self.config.prefix else ""
-        for line in source:
-            if line.startswith(b"[Gloo] Rank "):
-                continue  # the CPU collectives greet every peer on standard output, which belongs to the program
+        for line in without_greetings(source):
             with self.lock:
                 sink.write(head + line.decode(errors="replace").rstrip("\n") + "\n")
                 sink.flush()
@@ -192,6 +195,23 @@ class _Group:
         with self.lock:
             self.err.write(f"launch: {message}\n")
             self.err.flush()
+
+
+def without_greetings(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Leaves out what the CPU collectives say of every peer on standard output, which belongs to the program.
+
+    Several threads say it at once: a greeting may stand before other text, and its line's end come later.
+    """
+    owed = 0
+    for line in lines:
+        rest, greetings = _GREETING.subn(b"", line)
+        owed += greetings - (greetings > 0 and not rest.strip())
+        if rest.strip():
+            yield rest
+        elif not greetings and owed:
+            owed -= 1
+        elif not greetings:
+            yield line
 
 
 class _Forward:

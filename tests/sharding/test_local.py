@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abi_jax.errors import InputError
-from abi_jax.sharding.local import LocalConfig, launch, main, process_environment
+from abi_jax.sharding.local import LocalConfig, launch, main, process_environment, without_greetings
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "local"
 
@@ -124,3 +124,17 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "launch/local -n 2 --devices 4 -- abi train" in text
     assert "ABI_COORDINATOR" in text
+
+
+def test_greetings_of_the_collectives_are_left_out_however_they_are_mixed_up() -> None:
+    hello = b"[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+    said = [
+        hello + b"\n",
+        hello + hello + b"\n",  # two at once
+        b"\n",
+        hello + b'{"a": 1}\n',  # and one into the program's own line
+        b"\n",
+        b"\n",  # the program's
+        b"last",
+    ]
+    assert list(without_greetings(said)) == [b'{"a": 1}\n', b"\n", b"last"]
