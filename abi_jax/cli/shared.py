@@ -9,7 +9,6 @@ from abi_jax.errors import InputError
 from abi_jax.sharding.simulate import simulated_devices
 
 FORCE = "--xla_force_host_platform_device_count"
-MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")
 
 
 def simulate(devices: int) -> None:
@@ -59,13 +58,13 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def mesh_config(text: str) -> Any:
     """Reads `data=2,tensor=4` as a `MeshConfig`; an axis that is not named has size 1."""
-    from abi_jax.sharding import MeshConfig
+    from abi_jax.sharding.mesh import AXES, MeshConfig
 
     sizes: dict[str, Any] = {"data": 1}
     for part in text.split(","):
         name, _, size = (s.strip() for s in part.partition("="))
-        if name not in MESH_AXES:
-            raise InputError(f"--mesh {text!r}: unknown axis {name!r}; known: {', '.join(MESH_AXES)}")
+        if name not in AXES:
+            raise InputError(f"--mesh {text!r}: unknown axis {name!r}; known: {', '.join(AXES)}")
         try:
             sizes[name] = int(size)
         except ValueError:

@@ -19,10 +19,10 @@ from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.persona import CORE_TARGETS, bound
 from abi_jax.model.weight import Tree, describe, initialize, is_weight, path_name
+from abi_jax.persona import SIMPLEX_TOLERANCE
 from abi_jax.sharding.rules import AxisRules
 
 BANK = "persona"  # where the bank is in a tree of parameters
-_SIMPLEX_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _add_core(kernel: jax.Array, up: jax.Array, core: jax.Array, down: jax.Array
 def _mixture(w: np.ndarray | jax.Array, capacity: int) -> np.ndarray:
     mixture = np.asarray(w, np.float32)
     total = float(mixture.sum())
-    off = not np.isfinite(mixture).all() or (mixture < 0).any() or abs(total - 1) > _SIMPLEX_TOLERANCE
+    off = not np.isfinite(mixture).all() or (mixture < 0).any() or abs(total - 1) > SIMPLEX_TOLERANCE
     if mixture.shape != (capacity,) or (off and mixture.any()):
         raise InputError(
             f"mixture {mixture.tolist()} is not one for a bank of {capacity}; "

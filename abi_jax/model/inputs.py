@@ -38,16 +38,3 @@ def plain_inputs(tokens: jax.Array | np.ndarray, role: int = 4) -> Inputs:
 def gated_mixture(w: jax.Array | np.ndarray, active: jax.Array | np.ndarray) -> jax.Array:
     """Spreads request mixtures `[B, P]` over the positions `active` `[B, T]`: f32 `[B, T, P]`."""
     return jnp.asarray(w, jnp.float32)[:, None, :] * jnp.asarray(active)[..., None]
-
-
-def readable_roles(
-    reads: np.ndarray, strict: np.ndarray, w: jax.Array | np.ndarray, active: jax.Array | np.ndarray
-) -> jax.Array:
-    """Returns bool `[B, T, R]`: the roles each token may read, AND-ed over the personas in its mixture.
-
-    reads bool `[P, R]` and strict bool `[P]` are the personas' rules; w `[B, P]`, active `[B, T]`. A rule
-    binds the positions where its persona acts; a strict one binds the prompt's as well.
-    """
-    present = jnp.asarray(w)[:, None, :] > 0
-    bound = present & (jnp.asarray(active)[..., None] | jnp.asarray(strict)[None, None, :])
-    return ~jnp.any(bound[..., None] & ~jnp.asarray(reads)[None, None], axis=2)

@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from abi_jax.config import list_configs
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator, Prompt
 from abi_jax.model.sampling import SamplingConfig
-from abi_jax.persona import Persona, check_mixture, reading_table
+from abi_jax.persona import Persona, check_mixture, load_personas, reading_table
 from abi_jax.persona import Sampling as PersonaSampling
 from abi_jax.sharding.context import use
 from abi_jax.sharding.rules import AxisRules
@@ -58,7 +59,11 @@ class Answer:
 
 
 class LocalEngine:
-    """Answers requests, several at a time, each with its own personas and settings."""
+    """Answers requests, several at a time, each with its own personas and settings.
+
+    A model without a persona bank is given a persona's `voice` as its policy: an instruction, as any other
+    runtime would, and what a trained bank is to be compared with.
+    """
 
     def __init__(
         self,
@@ -76,12 +81,11 @@ class LocalEngine:
 
     @classmethod
     def open(cls, path: Path | str, *, mesh: Mesh | None = None, dtype: DTypeLike = jnp.float32) -> "LocalEngine":
-        """Loads the newest checkpoint of a model directory."""
+        """Loads the newest checkpoint of a model directory; one that lists no personas is given all of `configs`."""
         directory = ModelDirectory.open(path)
-        config, personas = directory.config, directory.personas
-        speaking = personas if config.persona else ()
+        personas = directory.personas or load_personas(list(list_configs("persona")))
         params = directory.load_params(dtype=dtype, mesh=mesh)
-        return cls(config, params, directory.tokenizer, speaking, mesh=mesh, dtype=dtype)
+        return cls(directory.config, params, directory.tokenizer, personas, mesh=mesh, dtype=dtype)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +95,10 @@ class LocalEngine:
     def prompt(self, request: Request) -> Prompt:
         """Renders a request to tokens. Raises `InputError` for an unknown persona or a mixture off the simplex."""
         mixture = {n: w for n, w in check_mixture(request.mixture, self.names).items() if w > 0}
-        rendered = render(self.tokenizer, request.messages, request.memory, request.policy)
+        heard = [p for p in self.personas if p.name in mixture]
+        instructions = [p.voice for p in heard if p.voice] if self.config.persona is None else []
+        policy = "\n\n".join([*instructions, *filter(None, [request.policy])]) or None
+        rendered = render(self.tokenizer, request.messages, request.memory, policy)
         settings = self.settings(request)
         sampling = SamplingConfig(
             settings.temperature,
@@ -102,19 +109,16 @@ class LocalEngine:
             request.seed,
         )
         prompt = Prompt(rendered.tokens, rendered.roles, sampling=sampling)
-        if not mixture or self.config.persona is None:
+        if not mixture:
+            return prompt
+        strict = [p for p in heard if p.strict_reading]
+        prompt = replace(prompt, reads=_allowed(heard), prompt_reads=_allowed(strict))
+        if self.config.persona is None:
             return prompt
         w = np.zeros(self.config.persona.capacity, np.float32)
         for name, weight in mixture.items():
             w[self.names.index(name)] = weight
-        heard = [p for p in self.personas if p.name in mixture]
-        return replace(
-            prompt,
-            mixture=w,
-            reads=_allowed(heard),
-            prompt_reads=_allowed([p for p in heard if p.strict_reading]),
-            response_only=self.config.persona.response_only,
-        )
+        return replace(prompt, mixture=w, response_only=self.config.persona.response_only)
 
     def settings(self, request: Request) -> PersonaSampling:
         """The sampling settings of a request: its own, else its leading persona's."""

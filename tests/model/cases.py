@@ -137,6 +137,19 @@ def spoken(inputs: Inputs, w: np.ndarray, active: np.ndarray | None = None) -> I
     return replace(inputs, mixture=gated_mixture(w, np.ones(inputs.tokens.shape, bool) if active is None else active))
 
 
+def readable_roles(
+    reads: np.ndarray, strict: np.ndarray, w: jax.Array | np.ndarray, active: jax.Array | np.ndarray
+) -> jax.Array:
+    """Returns bool `[B, T, R]`: the roles each token may read, AND-ed over the personas in its mixture.
+
+    reads bool `[P, R]` and strict bool `[P]` are the personas' rules; w `[B, P]`, active `[B, T]`. A rule
+    binds the positions where its persona acts; a strict one binds the prompt's as well.
+    """
+    present = jnp.asarray(w)[:, None, :] > 0
+    bound = present & (jnp.asarray(active)[..., None] | jnp.asarray(strict)[None, None, :])
+    return ~jnp.any(bound[..., None] & ~jnp.asarray(reads)[None, None], axis=2)
+
+
 def one_hot(*personas: int) -> np.ndarray:
     """Mixtures `[B, P]` of one persona each; -1 is nobody."""
     return np.stack([np.arange(PERSONAS) == p for p in personas]).astype(np.float32)

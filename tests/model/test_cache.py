@@ -12,10 +12,22 @@ import pytest
 from abi_jax.model.cache import Cache, grow, new_cache, write
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.inputs import Inputs, readable_roles
+from abi_jax.model.inputs import Inputs
 from abi_jax.model.weight import Tree, describe, merge
 from abi_jax.text.roles import NUM_ROLES, Role
-from tests.model.cases import CONFIGS, LLAMA, NAMES, PERSONAS, SHAPE, base, conversations, logits, spoken, trained
+from tests.model.cases import (
+    CONFIGS,
+    LLAMA,
+    NAMES,
+    PERSONAS,
+    SHAPE,
+    base,
+    conversations,
+    logits,
+    readable_roles,
+    spoken,
+    trained,
+)
 
 ROWS = conversations()
 LENGTHS = np.array([8, 3, 5, 1])  # tokens of each row that are prefilled

@@ -20,7 +20,7 @@ from abi_jax.model.blocks import Attention
 from abi_jax.model.cache import new_cache
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.inputs import Inputs, readable_roles
+from abi_jax.model.inputs import Inputs
 from abi_jax.model.persona import (
     CORE_TARGETS,
     Injection,
@@ -47,6 +47,7 @@ from tests.model.cases import (
     mixtures,
     one_hot,
     program,
+    readable_roles,
     responding,
     row,
     spoken,

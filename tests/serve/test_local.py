@@ -117,10 +117,8 @@ def test_bfloat16_and_a_base_model(trained: Path) -> None:
     half = LocalEngine.open(trained / "personas", dtype=jnp.bfloat16)
     assert one(half, ask({"abi": 1.0})).tokens > 0
     base = LocalEngine.open(trained / "base")
-    assert base.names == ()
+    assert base.config.persona is None
     assert one(base, ask()).tokens > 0
-    with pytest.raises(InputError, match="unknown persona 'abbey'; known: none"):
-        base.answer([ask({"abbey": 1.0})])
 
 
 # --- what a request becomes ----------------------------------------------------------------------
@@ -148,6 +146,18 @@ def test_a_prompt_carries_the_mixture_and_what_all_its_personas_may_read(engine:
     abbey = engine.prompt(ask({"abbey": 1.0}))
     assert abbey.reads is not None and abbey.reads.all()
     assert engine.prompt(ask()).mixture is None
+
+
+def test_without_a_bank_a_persona_speaks_by_its_voice_as_policy(trained: Path) -> None:
+    base = LocalEngine.open(trained / "base")
+    abbey, aviva = (next(p for p in base.personas if p.name == name) for name in ("abbey", "aviva"))
+    alone = base.prompt(ask({"aviva": 1.0}, policy="Be kind."))
+    text = base.tokenizer.decode(alone.tokens[alone.roles == Role.POLICY].tolist())
+    assert aviva.voice in text and text.index(aviva.voice) < text.index("Be kind.")
+    assert alone.mixture is None and alone.reads is not None and not alone.reads[Role.HISTORY]
+    both = base.prompt(ask({"abbey": 0.5, "aviva": 0.5}))
+    assert all(p.voice in base.tokenizer.decode(both.tokens.tolist()) for p in (abbey, aviva))
+    assert aviva.voice not in base.tokenizer.decode(base.prompt(ask()).tokens.tolist())
 
 
 def test_a_bank_is_served_as_it_was_trained(engine: LocalEngine, trained: Path) -> None:
