@@ -137,7 +137,7 @@ def _loop(
             done += 1
             save = done % config.checkpoint_every == 0 or done == config.steps
             if save or done % config.log_every == 0:
-                _check_finite(done, metrics, checkpoints.latest())
+                _check_finite(done, metrics, checkpoints)
             if done % config.log_every == 0 or done == config.steps:
                 last = report(done, metrics, batches.epoch)
             if save:
@@ -145,9 +145,10 @@ def _loop(
     return last
 
 
-def _check_finite(step: int, metrics: dict[str, jax.Array], saved: int | None) -> None:
+def _check_finite(step: int, metrics: dict[str, jax.Array], checkpoints: Checkpoints) -> None:
     loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
     if not math.isfinite(loss + norm):
+        saved = checkpoints.latest()
         kept = "nothing was saved" if saved is None else f"the last checkpoint is of step {saved}"
         raise InputError(
             f"step {step} has a loss of {loss} and a gradient norm of {norm}; {kept}: "
