@@ -6,7 +6,9 @@ Same weights, f32, two threads. Each engine lives in a process of its own (their
 each other's cores) and one engine works at a time: round by round, every engine does every task once. Prints
 one JSON object: medians in milliseconds, `ours_over` the peer's median divided by ours (above 1 we are
 faster), and `quiet`, the share of rounds in which other processes used less than 0.15 cores; where there are
-at least three quiet rounds the medians are theirs alone. Needs torch, transformers, llama-cpp-python, gguf.
+at least three quiet rounds the medians are theirs alone. Ours keeps its working memory, as the `abi` command
+does; "ours, pages returned" does not, and "transformers, pages kept" is the peer with the same. Needs torch,
+transformers, llama-cpp-python, gguf.
 """
 
 import argparse
@@ -21,15 +23,22 @@ from typing import Any
 
 import numpy as np
 
+from abi_jax.sharding.host_memory import keep_memory
 from benchmarks.peers.measure import NEW_TOKENS, PREFILL, PROMPT, QUIET, TRAIN_B, TRAIN_T, prepare, tokens
 
+KEEPING = ("ours", "ours+3", "ours+16", "transformers, pages kept", "transformers compiled, pages kept")
+WARM_UP = 4  # compilation, then working memory to its full size
 PERSONA_COUNTS = {"ours+3": 3, "ours+16": 16}
+TRAINERS = ["ours", "ours+3", "ours, pages returned"]
+TRAINERS += [f"transformers{how}{kept}" for how in ("", " compiled") for kept in ("", ", pages kept")]
 Task = tuple[str, int]
 
 
 def build(engine: str, shape: str, folder: Path) -> Any:
     """Returns one engine with the weights of `shape`."""
     checkpoint, gguf = prepare(shape, folder)
+    if engine in KEEPING:
+        keep_memory()
     if engine == "llama.cpp":
         from benchmarks.peers.llama_cpp_peer import LlamaCppPeer
 
@@ -37,7 +46,7 @@ def build(engine: str, shape: str, folder: Path) -> Any:
     if engine.startswith("transformers"):
         from benchmarks.peers.transformers_peer import TransformersPeer
 
-        return TransformersPeer(checkpoint, compile=engine.endswith("compiled"))
+        return TransformersPeer(checkpoint, compile="compiled" in engine)
     from benchmarks.peers.abi_jax_peer import AbiJaxPeer
 
     return AbiJaxPeer(checkpoint, PERSONA_COUNTS.get(engine, 0))
@@ -89,7 +98,7 @@ def compare(shape: str, tasks: dict[Task, list[str]], folder: Path, rounds: int)
         pipes[engine] = mine
         mine.recv()
     measured: dict[tuple[Task, str], list[tuple[float, float]]] = {}
-    for turn in range(rounds + 2):  # two warm-up rounds: compilation, then optimizer state in memory
+    for turn in range(WARM_UP + rounds):
         for task, takers in tasks.items():
             for engine in takers:
                 own, all_cores, start = cpu_of(workers[engine].pid or 0), busy(), perf_counter()
@@ -97,7 +106,7 @@ def compare(shape: str, tasks: dict[Task, list[str]], folder: Path, rounds: int)
                 seconds = pipes[engine].recv()
                 elapsed = perf_counter() - start
                 others = (busy() - all_cores - cpu_of(workers[engine].pid or 0) + own) / elapsed
-                if turn >= 2:
+                if turn >= WARM_UP:
                     measured.setdefault((task, engine), []).append((others, seconds))
     for pipe in pipes.values():
         pipe.send(None)
@@ -134,7 +143,7 @@ def main() -> None:
         ("decode", 1): [*everyone, "ours+3"],
         ("decode", 8): [*everyone, "ours+3", "ours+16"],
         ("prefill", PREFILL): everyone,
-        ("train", TRAIN_B): ["ours", "transformers", "transformers compiled", "ours+3"],
+        ("train", TRAIN_B): TRAINERS,
         ("dispatch", 8): ["ours", "ours+3"],
     }
     if args.only:

@@ -38,7 +38,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "": set(),  # abi_jax/__init__.py
 }
 # `config_tree.py` and `config_build.py` belong to `config`, and so on.
-LIGHT = ["abi_jax", "abi_jax.errors", "abi_jax.config", "abi_jax.sharding.simulate", "abi_jax.sharding.local"]
+LIGHT = ["abi_jax", "abi_jax.errors", "abi_jax.config"]
+LIGHT += [f"abi_jax.sharding.{name}" for name in ("host_memory", "local", "simulate")]
 HEAVY = ("jax", "flax", "numpy", "torch", "transformers", "orbax", "tensorstore", "matplotlib", "grain")
 
 

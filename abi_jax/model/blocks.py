@@ -5,7 +5,8 @@ import math
 import jax
 from flax import nnx
 
-from abi_jax.model.attention import Past, Sight, attend
+from abi_jax.model.attention import attend
+from abi_jax.model.attention_terms import Past, Scoring, Sight
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, rotate
@@ -21,7 +22,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: int, backend: str) -> None:
         c = config
-        self.config, self.window, self.backend = config, config.window(layer), backend
+        self.config, self.backend = config, backend
+        self.scoring = Scoring(c.scale, c.attention_softcap, c.window(layer))
         q_axes, kv_axes, o_axes = ("heads", "embed"), ("kv_heads", "embed"), ("embed", "heads")
         self.q = Linear(c.d_model, c.q_size, q_axes, bias=c.qkv_bias)
         self.k = Linear(c.d_model, c.kv_size, kv_axes, bias=c.qkv_bias)
@@ -51,18 +53,8 @@ class Attention(nnx.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         q = constrain(q, ("batch", "length", "heads", None))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        out = attend(
-            q,
-            k,
-            v,
-            sight,
-            scale=c.scale,
-            softcap=c.attention_softcap,
-            window=self.window,
-            bias=terms.bias(w, inputs.roles, features),
-            past=past,
-            backend=self.backend,
-        )
+        bias = terms.bias(w, inputs.roles, features)
+        out = attend(q, k, v, sight, self.scoring, bias, past, backend=self.backend)
         out = out.reshape(B, T, c.q_size)
         return terms.adapt("o", [self.o(out)], out, w)[0], (k, v)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abi_jax.model.attention import Past, Sight
+from abi_jax.model.attention_terms import Past, Sight
 from abi_jax.model.blocks import Block
 from abi_jax.model.cache import Cache, after, extend
 from abi_jax.model.config import ModelConfig

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abi_jax.model.attention import Bias
+from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param

@@ -71,7 +71,8 @@ def make_step(
         sums, counts = group_sums(losses, batch["weights"], batch["group"], objective.groups)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(gradients),
+            # apart: shared with the optimizer's second moment, every squared gradient would be written to memory
+            "gradient_norm": optax.tree.norm(jax.lax.optimization_barrier(gradients)),
             "group_loss": sums,
             "group_tokens": counts,
         }

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from abi_jax.errors import InputError
-from abi_jax.model import attention
-from abi_jax.model.attention import Bias, Past, Sight, attend, cudnn, fold, reference, refusal, tpu, xla
+from abi_jax.model import attention, attention_flash
+from abi_jax.model.attention import attend, reference, refusal
+from abi_jax.model.attention_flash import cudnn, fold, tpu
+from abi_jax.model.attention_terms import Bias, Past, Scoring, Sight
+from abi_jax.model.attention_xla import xla
 from abi_jax.text.roles import NUM_ROLES, Role
 
 FEATURES = 5
@@ -25,13 +28,13 @@ class Case:
 
     arrays: dict[str, Any]  # q, k, v, and u, f of the persona bias
     sight: Sight
-    options: dict[str, Any]
+    scoring: Scoring
     real: np.ndarray  # bool [B, T]: queries that see something
 
     def loss(self, backend: Backend, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """A fixed random functional of the result at its real rows, and that result."""
         bias = Bias(arrays["u"], arrays["f"]) if "u" in arrays else None
-        out = backend(arrays["q"], arrays["k"], arrays["v"], self.sight, bias=bias, **self.options)
+        out = backend(arrays["q"], arrays["k"], arrays["v"], self.sight, self.scoring, bias)
         out = out * self.real[..., None, None]
         return jnp.sum(out * np.random.default_rng(9).normal(size=out.shape).astype(np.float32)), out
 
@@ -82,7 +85,7 @@ def make(
         readable = jnp.asarray(table)
     of = jnp.asarray(segments, jnp.int32)
     sight = Sight(positions, positions, of, of, roles, readable, aligned=True, packed=packed)
-    return Case(arrays, sight, {"scale": 0.4, "softcap": softcap, "window": window}, segments > 0)
+    return Case(arrays, sight, Scoring(0.4, softcap, window), segments > 0)
 
 
 def check(case: Case, *backends: Backend, atol: float = 1e-5) -> None:
@@ -127,7 +130,7 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     starts = np.array([20, 9])
     bias = Bias(whole.arrays["u"], whole.arrays["f"]) if "u" in whole.arrays else None
     q, k, v = (jnp.asarray(whole.arrays[n]) for n in "qkv")
-    expected = reference(q, k, v, whole.sight, bias=bias, **whole.options)
+    expected = reference(q, k, v, whole.sight, whole.scoring, bias)
 
     def new(x: Any, axis: int) -> jax.Array:
         rows = [jnp.moveaxis(jnp.asarray(x[b]), axis - 1, 0)[s : s + T] for b, s in enumerate(starts)]
@@ -144,7 +147,7 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     bias = None if bias is None else Bias(new(bias.u, 1), new(bias.v, 2))
     backend: Backend
     for backend in (reference, xla):
-        out = backend(new(q, 1), new(k, 2), new(v, 2), own, bias=bias, past=past, **whole.options)
+        out = backend(new(q, 1), new(k, 2), new(v, 2), own, whole.scoring, bias, past)
         np.testing.assert_allclose(out, new(expected, 1), rtol=1e-5, atol=1e-5)
 
 
@@ -201,10 +204,12 @@ def test_a_query_that_sees_nothing_is_finite() -> None:
     [({}, 16), ({"bias": True}, 16), ({"rules": True}, 128), ({"bias": True, "rules": True, "packed": True}, 128)],
 )
 def test_folding_leaves_plain_attention_of_scale_one(options: dict[str, Any], multiple: int) -> None:
-    def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, bias: Bias | None, **o: Any) -> jax.Array:
-        q, k = fold(q, k, sight, scale=o.pop("scale"), bias=bias, multiple=multiple)
+    def folded(
+        q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, scoring: Scoring, bias: Bias | None
+    ) -> jax.Array:
+        q, k = fold(q, k, sight, scoring.scale, bias, multiple=multiple)
         assert q.shape[-1] == k.shape[-1] and q.shape[-1] % multiple == 0
-        return reference(q, k, v, replace(sight, readable=None), scale=1.0, **o)
+        return reference(q, k, v, replace(sight, readable=None), replace(scoring, scale=1.0))
 
     check(make(window=11, **options), folded)
 
@@ -256,7 +261,7 @@ def test_the_tpu_program_lowers() -> None:
 
     def run(arrays: dict[str, jax.Array]) -> jax.Array:
         bias = Bias(arrays["u"], arrays["f"])
-        return jnp.sum(tpu(arrays["q"], arrays["k"], arrays["v"], case.sight, bias=bias, scale=0.1, window=40))
+        return jnp.sum(tpu(arrays["q"], arrays["k"], arrays["v"], case.sight, case.scoring, bias))
 
     text = jax.jit(jax.grad(run)).trace(case.arrays).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") >= 2
@@ -269,7 +274,7 @@ def called(case: Case, backend: str, dtype: Any = jnp.float32, **changes: Any) -
     q, k, v = (jnp.asarray(case.arrays[name], dtype) for name in "qkv")
     bias = Bias(case.arrays["u"], case.arrays["f"]) if "u" in case.arrays else None
     sight = replace(case.sight, **changes)
-    return attend(q, k, v, sight, bias=bias, backend=backend, **case.options)
+    return attend(q, k, v, sight, case.scoring, bias, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -292,10 +297,21 @@ def called(case: Case, backend: str, dtype: Any = jnp.float32, **changes: Any) -
     ],
 )
 def test_refusals_name_backend_and_reason(
-    backend: str, options: dict[str, Any], dtype: Any, changes: dict[str, Any], reason: str
+    backend: str,
+    options: dict[str, Any],
+    dtype: Any,
+    changes: dict[str, Any],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention_flash, "_has_cudnn", lambda: True)
     with pytest.raises(InputError, match=f"attention='{backend}' cannot compute this: .*{reason}.*use 'xla'"):
         called(make(**options), backend, dtype, **changes)
+
+
+def test_cudnn_is_refused_where_there_is_no_gpu_to_ask() -> None:
+    with pytest.raises(InputError, match="attention='cudnn' cannot compute this: there is no NVIDIA GPU here"):
+        called(make(), "cudnn", jnp.bfloat16)
 
 
 def test_an_unknown_backend_is_named() -> None:
@@ -333,4 +349,4 @@ def test_auto_takes_the_best_that_does_not_refuse(
 def test_the_general_backends_refuse_nothing() -> None:
     case = make(**OPTIONS["everything"])
     for name in ("reference", "xla"):
-        assert refusal(name, case.arrays["q"], case.arrays["k"], case.sight, softcap=2.0, bias=None) is None
+        assert refusal(name, case.arrays["q"], case.sight, case.scoring) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abi_jax.errors import InputError
-from abi_jax.model.attention import Sight
+from abi_jax.model.attention_terms import Sight
 from abi_jax.model.bank import drop_personas
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.costs import costs

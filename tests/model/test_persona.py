@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.typing import DTypeLike
 
-from abi_jax.model.attention import Bias, Sight, fold, reference, xla
+from abi_jax.model.attention import reference
+from abi_jax.model.attention_flash import fold
+from abi_jax.model.attention_terms import Bias, Scoring, Sight
+from abi_jax.model.attention_xla import xla
 from abi_jax.model.bank import drop_personas
 from abi_jax.model.blocks import Attention
 from abi_jax.model.cache import new_cache
@@ -186,9 +189,9 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, M: jax.Array, scal
     return jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores, axis=-1), v)
 
 
-def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, scale: float, bias: Bias) -> jax.Array:
-    q, k = fold(q, k, sight, scale=scale, bias=bias)
-    return reference(q, k, v, sight, scale=1.0)
+def folded(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, scoring: Scoring, bias: Bias) -> jax.Array:
+    q, k = fold(q, k, sight, scoring.scale, bias)
+    return reference(q, k, v, sight, Scoring(1.0))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
         w = jnp.broadcast_to(a["w"][:, None], (4, T, PERSONAS))
         terms = LayerTerms(merge(ask, a["u"]).values()[:, :, 1])
         bias = terms.bias(w, ROWS.roles, features(a))
-        return backend(a["q"], a["k"], a["v"], sight, scale=0.3, bias=bias)
+        return backend(a["q"], a["k"], a["v"], sight, Scoring(0.3), bias)
 
     def dense(a: dict[str, Any]) -> jax.Array:
         u = MASK_BOUND * jnp.tanh(a["u"]["u"][:, :, 1] / MASK_BOUND)

@@ -55,7 +55,8 @@ def test_a_step_for_another_platform_has_none_of_the_forms_made_for_this_one() -
         ).lowered.as_text()
         for platform in PLATFORMS
     }
-    assert {platform: "optimization_barrier" in text for platform, text in texts.items()} == {
+    # one barrier is in every step: before the norm of the gradients
+    assert {platform: text.count("optimization_barrier") > 1 for platform, text in texts.items()} == {
         "cpu": True,
         "cuda": False,
         "tpu": False,

@@ -1,0 +1,55 @@
+"""A process that keeps its memory gets no page twice; one that decided otherwise is left alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from abi_jax.sharding import host_memory
+
+pytestmark = pytest.mark.skipif(not host_memory._is_glibc(), reason="mallopt is glibc's")
+
+# 64 MiB, taken and given back by a thread as XLA's are: how many pages does the tenth time cost?
+FAULTS = """
+import ctypes, json, resource, threading
+from abi_jax.sharding.host_memory import keep_memory
+kept, c = keep_memory(), ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def block():
+    p = c.malloc(64 << 20)
+    ctypes.memset(p, 1, 64 << 20)
+    c.free(p)
+def work():
+    for turn in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = []
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(json.dumps([kept, faults]))
+"""
+
+
+def run(**env: str) -> tuple[bool, list[int]]:
+    clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env={**clean, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept, faults = json.loads(done.stdout)
+    return kept, faults
+
+
+def test_working_memory_is_taken_from_the_system_once() -> None:
+    kept, faults = run(JAX_PLATFORMS="cpu")
+    assert kept and max(faults[1:]) < 10
+
+
+@pytest.mark.parametrize(
+    "env", [{"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"}], ids=["accelerator", "set"]
+)
+def test_it_is_left_alone_on_accelerators_and_where_the_user_decided(env: dict[str, str]) -> None:
+    kept, faults = run(**env)
+    assert not kept and min(faults[1:]) > 20
