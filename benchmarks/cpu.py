@@ -6,7 +6,7 @@ Same weights, f32, two threads. Each engine lives in a process of its own (their
 each other's cores) and one engine works at a time: round by round, every engine does every task once. Prints
 one JSON object: medians in milliseconds, `ours_over` the peer's median divided by ours (above 1 we are
 faster), and `quiet`, the share of rounds in which other processes used less than 0.15 cores; where there are
-at least three quiet rounds the medians are theirs alone. Ours keeps its working memory, as the `abi` command
+at least three quiet rounds the medians are theirs alone. In training ours keeps its working memory, as `abi train`
 does; "ours, pages returned" does not, and "transformers, pages kept" is the peer with the same. Needs torch,
 transformers, llama-cpp-python, gguf.
 """
@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import platform
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -26,19 +27,16 @@ import numpy as np
 from abi_jax.sharding.host_memory import keep_memory
 from benchmarks.peers.measure import NEW_TOKENS, PREFILL, PROMPT, QUIET, TRAIN_B, TRAIN_T, prepare, tokens
 
-KEEPING = ("ours", "ours+3", "ours+16", "transformers, pages kept", "transformers compiled, pages kept")
 WARM_UP = 4  # compilation, then working memory to its full size
 PERSONA_COUNTS = {"ours+3": 3, "ours+16": 16}
-TRAINERS = ["ours", "ours+3", "ours, pages returned"]
-TRAINERS += [f"transformers{how}{kept}" for how in ("", " compiled") for kept in ("", ", pages kept")]
+KEEPING = ["ours", "ours+3", "transformers, pages kept", "transformers compiled, pages kept"]
+TRAINERS = [*KEEPING, "ours, pages returned", "transformers", "transformers compiled"]
 Task = tuple[str, int]
 
 
 def build(engine: str, shape: str, folder: Path) -> Any:
     """Returns one engine with the weights of `shape`."""
     checkpoint, gguf = prepare(shape, folder)
-    if engine in KEEPING:
-        keep_memory()
     if engine == "llama.cpp":
         from benchmarks.peers.llama_cpp_peer import LlamaCppPeer
 
@@ -64,8 +62,10 @@ def perform(peer: Any, shape: str, task: Task) -> float:
     return float(peer.train_step(tokens(shape, size, TRAIN_T)))
 
 
-def serve(engine: str, shape: str, folder: Path, pipe: Connection) -> None:
+def serve(engine: str, shape: str, folder: Path, pipe: Connection, keep: bool) -> None:
     """The engine's process: performs tasks until told to stop."""
+    if keep:
+        keep_memory()
     peer = build(engine, shape, folder)
     pipe.send("ready")
     while (task := pipe.recv()) is not None:
@@ -84,8 +84,13 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def compare(shape: str, tasks: dict[Task, list[str]], folder: Path, rounds: int) -> dict[str, Any]:
-    """Runs `rounds` interleaved rounds of every task on every engine that takes part in it."""
+def compare(
+    shape: str, tasks: dict[Task, list[str]], folder: Path, rounds: int, keeping: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs `rounds` interleaved rounds of every task on every engine that takes part in it.
+
+    The engines in `keeping` keep their working memory.
+    """
     prepare(shape, folder)
     context = multiprocessing.get_context("spawn")
     engines = sorted({engine for takers in tasks.values() for engine in takers})
@@ -93,7 +98,8 @@ def compare(shape: str, tasks: dict[Task, list[str]], folder: Path, rounds: int)
     workers = {}
     for engine in engines:
         mine, theirs = context.Pipe()
-        workers[engine] = context.Process(target=serve, args=(engine, shape, folder, theirs), daemon=True)
+        args = (engine, shape, folder, theirs, engine in keeping)
+        workers[engine] = context.Process(target=serve, args=args, daemon=True)
         workers[engine].start()
         pipes[engine] = mine
         mine.recv()
@@ -143,14 +149,20 @@ def main() -> None:
         ("decode", 1): [*everyone, "ours+3"],
         ("decode", 8): [*everyone, "ours+3", "ours+16"],
         ("prefill", PREFILL): everyone,
-        ("train", TRAIN_B): TRAINERS,
         ("dispatch", 8): ["ours", "ours+3"],
+        ("train", TRAIN_B): TRAINERS,
     }
     if args.only:
         tasks = {task: takers for task, takers in tasks.items() if task[0] in args.only}
     if args.engines:
         tasks = {task: [e for e in takers if e in args.engines] for task, takers in tasks.items()}
-    result = {shape: compare(shape, tasks, args.folder, args.rounds) for shape in args.shapes}
+    training = {task: takers for task, takers in tasks.items() if task[0] == "train"}
+    others = {task: takers for task, takers in tasks.items() if task[0] != "train"}
+    result = {
+        shape: compare(shape, others, args.folder, args.rounds)
+        | compare(shape, training, args.folder, args.rounds, KEEPING)
+        for shape in args.shapes
+    }
     machine = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__}
     print(json.dumps({"benchmark": "cpu", "machine": machine, "results": result}))
 

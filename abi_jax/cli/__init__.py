@@ -14,7 +14,6 @@ from abi_jax.errors import InputError
 from abi_jax.sharding.host_memory import keep_memory
 
 VERBS = ("demo", "import", "train", "generate", "chat", "export", "embed", "info")
-STEPPING = ("demo", "train", "generate", "chat", "embed")  # the others pass large arrays through, once
 
 EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.devices is not None:
             simulate(options.devices)
-        if options.verb in STEPPING:
+        if options.verb == "train":
             keep_memory()
         result = _module(options.verb).run(options)
     except InputError as error:

@@ -24,3 +24,9 @@ def simulated_devices(devices: int, env: Mapping[str, str]) -> dict[str, str]:
     given = {flag.partition("=")[0] for flag in flags}
     flags += [f"{name}={seconds}" for name, seconds in _PATIENCE.items() if name not in given]
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, f"{_COUNT}={devices}"])}
+
+
+def simulated_count(env: Mapping[str, str]) -> int:
+    """Returns how many CPU devices `env` makes JAX see."""
+    counts = [flag.partition("=")[2] for flag in env.get("XLA_FLAGS", "").split() if flag.startswith(_COUNT + "=")]
+    return int(counts[-1]) if counts and counts[-1].isdigit() else 1

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from abi_jax.sharding import host_memory
+from abi_jax.sharding.simulate import simulated_devices
 
 pytestmark = pytest.mark.skipif(not host_memory._is_glibc(), reason="mallopt is glibc's")
 
@@ -35,7 +36,9 @@ print(json.dumps([kept, faults]))
 
 
 def run(**env: str) -> tuple[bool, list[int]]:
-    clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    clean = {
+        k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS") and not k.startswith("MALLOC_")
+    }
     done = subprocess.run([sys.executable, "-c", FAULTS], env={**clean, **env}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept, faults = json.loads(done.stdout)
@@ -48,8 +51,14 @@ def test_working_memory_is_taken_from_the_system_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "env", [{"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"}], ids=["accelerator", "set"]
+    "env",
+    [
+        {"JAX_PLATFORMS": "cuda"},
+        {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"},
+        simulated_devices(8, {}),
+    ],
+    ids=["accelerator", "set by the user", "simulated devices"],
 )
-def test_it_is_left_alone_on_accelerators_and_where_the_user_decided(env: dict[str, str]) -> None:
+def test_a_process_that_would_not_gain_is_left_alone(env: dict[str, str]) -> None:
     kept, faults = run(**env)
     assert not kept and min(faults[1:]) > 20

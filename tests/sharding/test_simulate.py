@@ -5,7 +5,7 @@ import pytest
 
 from abi_jax import sharding
 from abi_jax.errors import InputError
-from abi_jax.sharding import simulated_devices
+from abi_jax.sharding.simulate import simulated_count, simulated_devices
 
 pytestmark = pytest.mark.smoke
 
@@ -23,6 +23,11 @@ def test_flags_of_others_stay() -> None:
     assert flags[:2] == ["--b=1", "--xla_cpu_collective_timeout_seconds=7"]
     assert flags[-1] == "--xla_force_host_platform_device_count=4"
     assert len({f.partition("=")[0] for f in flags}) == len(flags)
+
+
+def test_the_number_is_read_back() -> None:
+    assert simulated_count(simulated_devices(4, {"XLA_FLAGS": "--b=1"})) == 4
+    assert simulated_count({}) == simulated_count({"XLA_FLAGS": "--b=1"}) == 1
 
 
 def test_at_least_one_device() -> None:
