@@ -24,6 +24,9 @@ def xla(
     blocks = next((n for n in (8, 4, 2) if T % n == 0 and T // n >= smallest_block), 1)
     if past is not None:
         return _with_past(q, k, v, sight, past, scoring, bias)
+    if bias is not None and scoring.softcap is None and q.dtype == jnp.float32:
+        q, k = _join(q, k, bias, scoring.scale)
+        bias = None
     if not sight.aligned or blocks == 1:
         return _block(q, k, v, sight, scoring, bias)
     parts = []
@@ -36,7 +39,17 @@ def xla(
 
 
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, scoring: Scoring, bias: Bias | None) -> jax.Array:
-    return _by_token(_weigh(_scores(q, k, sight, scoring, bias), v), q)
+    return _by_token(_weigh(_scores(q, k, sight, scoring, bias), v), q.shape[1])
+
+
+def _join(q: jax.Array, k: jax.Array, bias: Bias, scale: float) -> tuple[jax.Array, jax.Array]:
+    """The persona mask as further dimensions of q and k: one product makes scores and mask, one each gradient.
+
+    Terms of zero leave the other sums as they are, bit by bit.
+    """
+    f = bias.v.swapaxes(1, 2)[:, None]
+    f = jnp.broadcast_to(f, (*k.shape[:3], f.shape[-1]))
+    return jnp.concatenate([q, bias.u / scale], -1), jnp.concatenate([k, f], -1)
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
@@ -49,11 +62,10 @@ def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
     return x.reshape(B, T, kv_heads, H // kv_heads, n).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, n)
 
 
-def _by_token(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Undoes `_by_head`."""
-    B, T, H, n = like.shape
-    K = x.shape[1]
-    return x.reshape(B, K, H // K, T, n).transpose(0, 3, 1, 2, 4).reshape(like.shape)
+def _by_token(x: jax.Array, T: int) -> jax.Array:
+    """Undoes `_by_head` for `T` queries."""
+    B, K, M, n = x.shape
+    return x.reshape(B, K, M // T, T, n).transpose(0, 3, 1, 2, 4).reshape(B, T, -1, n)
 
 
 @jax.custom_vjp
@@ -124,4 +136,4 @@ def _with_past(
         weights = (weights / total).astype(v.dtype)
         return jnp.einsum("bkms,bksd->bkmd", weights, v, preferred_element_type=jnp.float32)
 
-    return _by_token((weighted(old, past.v) + weighted(new, v)).astype(v.dtype), q)
+    return _by_token((weighted(old, past.v) + weighted(new, v)).astype(v.dtype), q.shape[1])
