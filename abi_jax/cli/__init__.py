@@ -14,6 +14,7 @@ from abi_jax.errors import InputError
 from abi_jax.sharding.host_memory import keep_memory
 
 VERBS = ("demo", "import", "train", "generate", "chat", "export", "embed", "info")
+WRITING = ("demo", "import", "export")  # several processes would write over each other
 
 EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             simulate(options.devices)
         if options.verb == "train":
             keep_memory()
+        elif options.verb in WRITING and os.environ.get("ABI_NUM_PROCESSES", "1") != "1":
+            raise InputError(f"abi {options.verb} is for one process; only abi train is started as several")
         result = _module(options.verb).run(options)
     except InputError as error:
         return _fail(str(error), options.json)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from abi_jax.cli.shared import add_sampling, parse_mesh, sampling
+from abi_jax.cli.shared import add_sampling, parse_mesh, read_lines, sampling
 from abi_jax.errors import InputError
 
 HELP = "talk in the terminal, switching personas as you go"
@@ -33,9 +33,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     messages: list[dict[str, str]] = []
     out = sys.stderr if options.json else sys.stdout
     print(f"personas: {', '.join(engine.names) or 'none (base model)'}; /persona, /memory, /reset, /quit", file=out)
+    lines = read_lines(sys.stdin)
     while True:
         print(f"\n[{'+'.join(mixture) or 'base'}] you> ", end="", file=out, flush=True)
-        line = sys.stdin.readline()
+        line = next(lines, "")
         command, _, argument = line.strip().partition(" ")
         if not line or command == "/quit":
             print(file=out)
@@ -49,6 +50,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             memory.append(argument)
         elif command == "/reset":
             messages, memory = [], []
+        elif command.startswith("/") and command[1:].isalpha():
+            print(f"unknown command {command}; known: /persona, /memory, /reset, /quit", file=out)
         elif command:
             messages.append({"role": "user", "content": line.strip()})
             text = ""

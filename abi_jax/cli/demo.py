@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs all stages; returns the matrix, the answers and how long each stage took."""
     if not options.devices:
-        simulate(8)
+        simulate(8, unless_set=True)
     from abi_jax.config import find_config, load
     from abi_jax.train.config import TrainConfig
     from abi_jax.train.loop import train

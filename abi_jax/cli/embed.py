@@ -39,11 +39,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("nothing to embed; give sentences, or --file with one a line")
     if options.out is not None and not options.out.parent.is_dir():
         raise InputError(f"--out {str(options.out)!r}: the directory {str(options.out.parent)!r} does not exist")
+    if options.out is not None and options.out.is_dir():
+        raise InputError(f"--out {str(options.out)!r} is a directory; expected a file, e.g. {options.out / 'out.npy'}")
     encoder = load_encoder(options.encoder)
     vectors = encoder.encode(texts, batch_size=options.batch_size, prompt=options.prompt)
     summary: dict[str, Any] = {"count": len(texts), "dimension": int(vectors.shape[1])}
     if options.out is not None:
-        partial = options.out.with_suffix(".partial")
+        partial = options.out.with_name(options.out.name + ".partial")
         with partial.open("wb") as file:
             np.save(file, vectors)
         partial.replace(options.out)

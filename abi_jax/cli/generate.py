@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from abi_jax.cli.shared import add_sampling, parse_mesh, sampling
+from abi_jax.cli.shared import add_sampling, parse_mesh, read_lines, sampling
 
 HELP = "answer one question in a persona's voice, or in a mixture of voices"
 
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     from abi_jax.serve.local import LocalEngine, Request
 
     engine = LocalEngine.open(options.model, mesh=parse_mesh(options.mesh), dtype=options.dtype)
-    question = sys.stdin.read() if options.prompt == "-" else options.prompt
+    question = "".join(read_lines(sys.stdin)) if options.prompt == "-" else options.prompt
     mixture = parse_mixture(options.persona, engine.names)
     request = Request([{"role": "user", "content": question}], mixture, **sampling(options))
     if options.json:

@@ -2,23 +2,29 @@
 
 import argparse
 import os
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from abi_jax.errors import InputError
-from abi_jax.sharding.simulate import simulated_devices
-
-FORCE = "--xla_force_host_platform_device_count"
+from abi_jax.sharding.simulate import simulated_count, simulated_devices
 
 
-def simulate(devices: int) -> None:
-    """Makes JAX, not yet imported, see that many CPU devices; leaves a number or a platform set by the user alone."""
-    wanted = simulated_devices(devices, os.environ)
-    if FORCE in os.environ.get("XLA_FLAGS", ""):
-        del wanted["XLA_FLAGS"]
-    if "JAX_PLATFORMS" in os.environ:
-        del wanted["JAX_PLATFORMS"]
-    os.environ.update(wanted)
+def simulate(devices: int, *, unless_set: bool = False) -> None:
+    """Makes JAX, not yet imported, see that many CPU devices.
+
+    With `unless_set`, a number or a platform that the environment names stays.
+    """
+    if not unless_set or (simulated_count(os.environ) == 1 and "JAX_PLATFORMS" not in os.environ):
+        os.environ.update(simulated_devices(devices, os.environ))
+
+
+def read_lines(source: TextIO) -> Iterator[str]:
+    """Yields the lines of what is piped or typed in. Raises `InputError` where it is not text."""
+    try:
+        yield from iter(source.readline, "")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: byte {error.start}: {error.reason}") from None
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:

@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and returns the last metrics."""
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Trains and returns the last metrics, in process 0."""
+    import jax
+
     from abi_jax.config import load
     from abi_jax.sharding import initialize
     from abi_jax.train.config import TrainConfig
@@ -37,6 +39,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = load(TrainConfig, options.config, options.overrides)
     initialize()
     metrics = train(config)
+    if jax.process_index() != 0:
+        return None
     if not options.json:
         loss = f"loss {metrics['loss']:.4f}" if metrics else "it was trained already"
         print(f"{config.out}: step {metrics.get('step', config.steps)}, {loss}")

@@ -263,7 +263,8 @@ def _close(held: list[Any]) -> None:
 def _digest(records: Sequence[Record], tokenizer: Tokenizer, personas: Sequence[Persona]) -> str:
     """SHA-256 over everything that decides what an example's arrays hold, where it was read aside."""
     digest = hashlib.sha256(tokenizer.digest.encode())
-    for values in [*(vars(r) for r in records), *({p.name: p.loss_weights} for p in personas)]:
+    rules = [{p.name: [p.loss_weights, p.reads, p.strict_reading]} for p in personas]
+    for values in [*(vars(r) for r in records), *rules]:
         values = {k: v for k, v in values.items() if k != "where"}
         digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()

@@ -111,6 +111,11 @@ def parse_record(
     if not isinstance(value, dict):
         raise InputError(f"{where}: {type(value).__name__}; expected a JSON object")
     try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where}: holds {half!r}, half of a character; expected Unicode text") from None
+    try:
         return _record(value, personas, where, dataset, require_persona)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

@@ -31,7 +31,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class PersonaShape:
-    """Sizes of the persona terms. A rank (or `mask`) of zero leaves that term out.
+    """Sizes of the persona terms. `mask` or `injection` false, `head_rank` or `core_rank` 0 leave that term out.
 
     `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing. `mask_bound`:
     see `model.persona.MaskQueries`. `response_only` says how the bank was trained, and so how it is served; a run
@@ -49,6 +49,18 @@ class PersonaShape:
     core_rank: int = 8
     core_mlp: bool = False
     response_only: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "mask_lexical", "injection_rank"):
+            if getattr(self, name) < 1:
+                raise InputError(f"persona.{name} = {getattr(self, name)}; expected at least 1")
+        for name in ("head_rank", "core_rank"):
+            if getattr(self, name) < 0:
+                raise InputError(f"persona.{name} = {getattr(self, name)}; expected 0 (no such term) or more")
+        if self.mask_bound is not None and not self.mask_bound > 0:
+            raise InputError(f"persona.mask_bound = {self.mask_bound}; expected a number above 0, or null for no bound")
+        if not (self.mask or self.injection or self.head_rank or self.core_rank):
+            raise InputError("persona: mask, injection, head_rank and core_rank are all off; expected at least one")
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,16 @@ class ModelDirectory:
         """Writes everything but the weights. `model.yaml` comes last: without it there is no model directory."""
         path.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path / "tokenizer")
-        save_personas(personas, path / "personas.yaml")
+        made = cls(path)
+        made.write_personas(personas)
         _write_atomically(path / "model.yaml", dump_yaml(config))
-        return cls(path)
+        return made
+
+    def write_personas(self, personas: Sequence[Persona]) -> None:
+        """Writes the personas, in the order of the persona axis, over those that are there."""
+        partial = self.path / "personas.partial"
+        save_personas(personas, partial)
+        partial.replace(self.path / "personas.yaml")
 
     @classmethod
     def write(

@@ -22,7 +22,7 @@ from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs, gated_mixture
 from abi_jax.model.sampling import Sampling, SamplingConfig, sample, stack
 from abi_jax.model.weight import describe, merge
-from abi_jax.sharding.context import constrain
+from abi_jax.sharding.context import constrain, everywhere
 from abi_jax.text.roles import NUM_ROLES, Role
 
 ROOM = 256
@@ -92,7 +92,7 @@ class Generator:
         self.graphdef, _ = describe(partial(Decoder, config, dtype=dtype, attention=attention))
         # flat, because a step flattens its arguments each time and a tuple of arrays costs least
         leaves, self._tree = jax.tree.flatten(params)
-        self._weights = tuple(x.astype(self.dtype) for x in leaves)
+        self._weights = tuple(jax.device_put(x.astype(self.dtype), x.sharding) for x in leaves)
         self.stop_ids = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
         self._prefill = jax.jit(self._prefill_program, static_argnames="size")
         self._step = jax.jit(self._step_program, donate_argnums=1)
@@ -135,16 +135,17 @@ class Generator:
         seen = np.zeros((batch, self.config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
             seen[row, prompt.tokens] = True
-        return DecodeState(
-            cache=cache,
-            tokens=jnp.asarray([int(p.tokens[-1]) for p in prompts], jnp.int32),
-            roles=jnp.asarray([int(p.roles[-1]) for p in prompts], jnp.int32),
-            mixture=None if mixture is None else jnp.asarray(mixture),
-            reads=None if reads is None else jnp.asarray(reads),
-            sampling=stack([p.sampling for p in prompts]),
-            seen=jnp.asarray(seen),
-            live=jnp.ones((batch,), bool),
-        )
+        rows = {
+            "tokens": np.array([p.tokens[-1] for p in prompts], np.int32),
+            "roles": np.array([p.roles[-1] for p in prompts], np.int32),
+            "mixture": mixture,
+            "reads": reads,
+            "sampling": stack([p.sampling for p in prompts]),
+            "seen": seen,
+            "live": np.ones(batch, bool),
+        }
+        # weights and state stay where they are put: for arrays that may be anywhere, jit would compile once more
+        return DecodeState(cache=cache, **jax.device_put(rows, everywhere(self._weights[0])))
 
     def step(self, state: DecodeState) -> tuple[DecodeState, jax.Array]:
         """Makes one token for every row; returns the next state and int32 tokens `[B]`, -1 for ended rows.

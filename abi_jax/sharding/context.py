@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from math import prod
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from abi_jax.sharding.rules import AxisRules
 
@@ -75,6 +75,12 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         return x  # the names were checked; there is nothing to lay out
     fitted = PartitionSpec(*(_fit(size, entry, mesh) for size, entry in zip(x.shape, spec, strict=True)))
     return jax.lax.with_sharding_constraint(x, fitted)
+
+
+def everywhere(like: jax.Array | jax.ShapeDtypeStruct) -> Sharding:
+    """Returns the sharding of something that is whole on each device that holds a part of `like`."""
+    placed = like.sharding
+    return NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
 
 
 def _fit(size: int, entry: str | tuple[str, ...] | None, mesh: AbstractMesh) -> str | tuple[str, ...] | None:

@@ -57,6 +57,7 @@ def render(
         raise InputError(f"the last of {len(messages)} messages is the {turns[-1]['role']}'s; expected the user's")
     layout = Layout(tokenizer, "\n\n".join(p for p in (policy, *system) if p), turns, memory)
     answer = layout.answer(response) if response is not None else ""
+    _check_unicode(layout.text + answer)
     ids, starts, prompt = _tokenise(tokenizer, layout.text, answer)
     if response is not None:
         ids = _end(tokenizer, ids, prompt)
@@ -97,6 +98,16 @@ def split_turns(messages: Sequence[Message]) -> tuple[list[str], list[dict[str, 
         first = turns[0]["role"] if turns else "none"
         raise InputError(f"the first turn is the {first}'s; expected the user's")
     return system, turns
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the conversation holds {text[error.start]!r}, half of a character, after {text[: error.start][-20:]!r}; "
+            "expected Unicode text"
+        ) from None
 
 
 def _tokenise(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int], int]:

@@ -41,19 +41,16 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, step: int, params: Tree, optimizer: Any) -> tuple[Tree, Any, dict[str, Any]]:
-        """Returns weights, optimizer state and data position of `step`; the trees are of `jax.ShapeDtypeStruct`."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    PARAMS: ocp.args.StandardRestore(params),
-                    OPTIMIZER: ocp.args.StandardRestore(optimizer),
-                    POSITION: ocp.args.JsonRestore(),
-                }
-            ),
-        )
-        return restored[PARAMS], restored[OPTIMIZER], restored[POSITION]
+    def position(self, step: int) -> dict[str, Any]:
+        """Returns the data position of `step`."""
+        return self._restore(step, POSITION, ocp.args.JsonRestore())
+
+    def optimizer(self, step: int, like: Any) -> Any:
+        """Returns the optimizer state of `step`; `like` is a tree of `jax.ShapeDtypeStruct`."""
+        return self._restore(step, OPTIMIZER, ocp.args.StandardRestore(like))
+
+    def _restore(self, step: int, item: str, how: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -24,6 +24,17 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.95
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} = {getattr(self, name)}; expected a number above 0, inf for no clipping")
+        for name in ("warmup_steps", "weight_decay", "final_fraction"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} = {getattr(self, name)}; expected 0 or more")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}; expected a number from 0 to below 1")
+
 
 @dataclass(frozen=True)
 class ModelSection:
@@ -47,7 +58,7 @@ class TrainConfig:
 
     out: the model directory that is written. freeze_backbone: in persona mode, leave the base as it is.
     only: train the rows of these personas alone, so that every other one stays bit-identical.
-    personas: names or files of the personas, in order; those the model has already must come first.
+    personas: names or files of the personas, in order; those the model has already come first, whatever the order.
     resume: "auto" continues what `out` holds, "never" refuses to touch it, "must" requires it.
     """
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from abi_jax.train.config import TrainConfig
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.setup import Run, prepare
 from abi_jax.train.step import TrainState, abstract_moments, batch_share, initial_state, make_step, place_batch
-from abi_jax.train.trees import cut, is_persona, join
 
 METRICS, SETTINGS = "metrics.jsonl", "train.yaml"
 
@@ -90,24 +91,19 @@ def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainS
     latest = checkpoints.latest()
     if latest is None:
         return initial_state(run.trained, optimizer), run.frozen
+    batches.set_state(checkpoints.position(latest))  # first: it says in words what does not fit this run
     moments, whole = abstract_moments(run.trained, optimizer)
-    params = join(run.trained, run.frozen)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-    for array in jax.tree.leaves(params):
-        array.delete()  # or the weights would be held twice while they are restored
-    params, inner, position = checkpoints.restore(latest, target, moments)
-    trained, frozen = params, None
-    if run.frozen is not None:
-        frozen, trained = cut(params, lambda path: is_persona(path) != run.persona_mode)
-    batches.set_state(position)
-    return TrainState(trained, inner, jax.device_put(np.int32(latest), whole)), frozen
+    inner = checkpoints.optimizer(latest, moments)
+    return TrainState(run.trained, inner, jax.device_put(np.int32(latest), whole)), run.frozen
 
 
 def _open_directory(run: Run, done: int) -> None:
     """Writes what describes a new run; makes one that continues forget what it reported after step `done`."""
     if jax.process_index() != 0:
         return
-    if done == 0:
+    if done > 0:
+        ModelDirectory(run.config.out).write_personas(run.personas)  # voice and sampling may have been edited
+    else:
         ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
         (run.config.out / SETTINGS).write_text(dump_yaml(run.config), encoding="utf-8")
     metrics = run.config.out / METRICS
@@ -175,11 +171,13 @@ class Reporter:
     def __init__(self, config: TrainConfig, groups: tuple[str, ...], start: int, progress: bool) -> None:
         self.config, self.groups = config, groups
         self.speaks = jax.process_index() == 0
+        shown, redrawn = progress and self.speaks, sys.stderr.isatty()
+        self._lines = shown and not redrawn  # into a file or a pipe, which would hold every state of a bar
         self._bar = tqdm(
             total=config.steps,
             initial=start,
             unit="step",
-            disable=not (progress and self.speaks),
+            disable=not (shown and redrawn),
             desc=f"training {config.data.mode}",
             dynamic_ncols=True,
         )
@@ -200,8 +198,13 @@ class Reporter:
             "epoch": epoch,
             "loss_by_group": {name: float(total / count) for name, total, count in counted if count},
         }
-        self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        said = f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s"
+        self._bar.set_postfix_str(said, refresh=False)
         self._bar.update(step - self._bar.n)
+        if self._lines:
+            left = timedelta(seconds=round((now - self._since) / (step - self._at) * (self.config.steps - step)))
+            mode, steps = self.config.data.mode, self.config.steps
+            print(f"training {mode}: step {step}/{steps}, {said}, {left} left", file=sys.stderr, flush=True)
         if self.speaks:
             with (self.config.out / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

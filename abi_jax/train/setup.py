@@ -90,6 +90,11 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
     if config.data.mode == "persona":
         model, params = _make_room(config, model, params, len(personas), key, mesh, rules)
         assert model.persona is not None
+        if config.only and model.persona.response_only != config.data.response_only:
+            raise InputError(
+                f"data.response_only = {config.data.response_only} with only = {list(config.only)}, but the other "
+                f"personas were trained with {model.persona.response_only}; expected the same"
+            )
         model = replace(model, persona=replace(model.persona, response_only=config.data.response_only))
 
     graphdef, weights = describe(
@@ -128,7 +133,8 @@ def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]
     has = start.personas if start.config.persona else ()
     if has and config.data.mode == "backbone":
         return has
-    edited = {p.name: p for p, given in zip(asked, config.personas, strict=True) if Path(given).suffix == ".yaml"}
+    files = [Path(given).expanduser().is_file() for given in config.personas]
+    edited = {p.name: p for p, is_file in zip(asked, files, strict=True) if is_file}
     known = {p.name for p in has}
     return (*(edited.get(p.name, p) for p in has), *(p for p in asked if p.name not in known))
 

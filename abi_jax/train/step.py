@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from abi_jax.errors import InputError
 from abi_jax.model.weight import merge
+from abi_jax.sharding.context import everywhere
 from abi_jax.sharding.mesh import describe
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.train.objectives import Arrays, group_sums, inputs_of, token_losses, weighted_mean
@@ -96,8 +97,7 @@ def abstract_moments(params: Tree, optimizer: optax.GradientTransformation) -> t
 
     `params` are arrays or `jax.ShapeDtypeStruct` with shardings.
     """
-    placed = jax.tree.leaves(params)[0].sharding
-    whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+    whole = everywhere(jax.tree.leaves(params)[0])
 
     def like(moment: jax.ShapeDtypeStruct, param: jax.Array) -> jax.sharding.Sharding:
         return param.sharding if moment.shape == param.shape else whole

@@ -183,6 +183,14 @@ def test_data_sets_that_are_empty(content: str, tmp_path: Path, abi: Abi) -> Non
         ("stepz=3", r"unknown key 'stepz'.*'steps'"),
         ("optimizer.learning_rat=3", r"'optimizer\.learning_rat'.*'optimizer\.learning_rate'"),
         ("steps=many", r"steps.*'many'"),
+        ("optimizer.clip_norm=0", r"clip_norm = 0\.0; expected a number above 0, inf for no clipping"),
+        ("optimizer.b2=1", r"b2 = 1\.0; expected a number from 0 to below 1"),
+        ("model.persona.core_rank=-1", r"persona\.core_rank = -1; expected 0 \(no such term\) or more"),
+        ("model.persona.mask_bound=0", r"persona\.mask_bound = 0\.0; expected a number above 0"),
+        (
+            "model.persona={mask: false, injection: false, head_rank: 0, core_rank: 0}",
+            r"are all off; expected at least",
+        ),
         ("mesh.data=3", r"asks for 3 devices, there are 8"),
         ("data.batch_size=12", r"12.*8"),
         ("data.train=[nowhere.jsonl]", r"nowhere\.jsonl"),
@@ -214,10 +222,18 @@ def test_exports_to_a_place_that_is_taken(trained: Path, tmp_path: Path, abi: Ab
     refused(abi, ("export", trained / "personas", tmp_path / "new", "--persona", "abby"), "'abby'", tmp_path)
 
 
+def test_several_processes_that_would_write_over_each_other(
+    tmp_path: Path, abi: Abi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABI_NUM_PROCESSES", "2")
+    refused(abi, ("import", GOLDEN / "llama2", tmp_path / "new"), "abi import is for one process", tmp_path)
+
+
 def test_nothing_to_embed(tmp_path: Path, abi: Abi) -> None:
     encoder = GOLDEN / "bge_tiny"
     refused(abi, ("embed", encoder), "nothing to embed", tmp_path)
     refused(abi, ("embed", encoder, "--file", tmp_path / "none.txt"), r"none\.txt", tmp_path)
     refused(abi, ("embed", encoder, "hi", "--out", tmp_path / "none" / "x.npy"), "none' does not exist", tmp_path)
+    refused(abi, ("embed", encoder, "hi", "--out", tmp_path), "is a directory; expected a file", tmp_path)
     refused(abi, ("embed", GOLDEN / "llama2", "hi"), "llama", tmp_path)
     refused(abi, ("embed", encoder, "hi", "--batch-size", "0"), "batch_size.* 0", tmp_path)

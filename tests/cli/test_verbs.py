@@ -104,6 +104,13 @@ def test_chat_follows_its_commands(trained: Path, abi: Abi, monkeypatch: pytest.
     assert "does not fit" in shown.out and "/reset starts afresh" in shown.out
 
 
+def test_chat_names_a_command_that_it_does_not_know(trained: Path, abi: Abi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("/presona aviva\n"))
+    shown = abi("chat", trained / "personas", "--json", *SAMPLED)
+    assert "unknown command /presona; known: /persona, /memory, /reset, /quit" in shown.err
+    assert shown.json["messages"] == []
+
+
 def test_chat_reports_the_conversation(trained: Path, abi: Abi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nAnd now?\n"))
     report = abi("chat", trained / "personas", "--persona", "aviva", "--json", *SAMPLED)
@@ -257,7 +264,8 @@ def test_the_program_sees_the_devices_it_is_told_to_simulate(tmp_path: Path) -> 
     program = "import sys; from abi_jax.cli import main; s = main(sys.argv[1:]); "
     program += "import jax; print(jax.device_count()); sys.exit(s)"
     bad = [sys.executable, "-c", program, "train", str(tmp_path / "none.yaml"), "--devices", "3"]
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    others = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **others}
     done = subprocess.run(bad, capture_output=True, text=True, timeout=120, env=env, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout) == (2, "3\n")
     assert done.stderr.startswith("abi: error: ") and "none.yaml" in done.stderr

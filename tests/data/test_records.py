@@ -65,6 +65,7 @@ BAD = [
     ({"messages": [ASK, {"role": "robot", "content": "x"}]}, "message 1: role 'robot'"),
     ({"messages": [ASK, {"role": "assistant", "content": " "}]}, r"message 1 \(assistant\): content is empty"),
     (GOOD | {"persona": "abby"}, r"unknown persona 'abby' \(nearest: 'abbey'\)"),
+    (GOOD | {"policy": "\ud83d"}, r"holds '\\ud83d', half of a character"),
     (GOOD | {"persona": 3}, "persona is 3; expected text"),
     (GOOD | {"mixture": {"abbey": 1}}, "both 'persona' and 'mixture'"),
     ({"messages": [ASK, SAY], "mixture": {"abbey": 0.5}}, r"weights of mixture 'abbey=0\.5' sum to 0\.5; expected 1"),

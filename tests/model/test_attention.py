@@ -240,8 +240,8 @@ def test_cudnn_is_asked_for_what_the_reference_computes(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     solved_by_jax(monkeypatch)
-    # scores that are folded with segments are sums of up to 500, rounded as such in f32
-    check(make(**options), cudnn, atol=1e-4 if "packed" in options else 1e-5)
+    # scores that are folded with segments are sums of up to 6,000, rounded as such in f32
+    check(make(**options), cudnn, atol=2e-3 if "packed" in options else 1e-5)
 
 
 @pytest.mark.parametrize(

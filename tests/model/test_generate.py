@@ -192,8 +192,10 @@ def test_buckets() -> None:
 # --- the programs -----------------------------------------------------------------------------------------
 
 
-def test_steady_state_compiles_nothing_and_uses_the_donated_state() -> None:
-    run = Generator(*trained("llama"))
+@pytest.mark.parametrize("placed", [True, False])
+def test_steady_state_compiles_nothing_and_uses_the_donated_state(placed: bool) -> None:
+    config, params = trained("llama")
+    run = Generator(config, jax.device_put(params, jax.devices()[0]) if placed else params)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "some donated buffers were not usable"
         run.generate(PROMPTS, 3)

@@ -27,6 +27,7 @@ def test_flags_of_others_stay() -> None:
 
 def test_the_number_is_read_back() -> None:
     assert simulated_count(simulated_devices(4, {"XLA_FLAGS": "--b=1"})) == 4
+    assert simulated_count({"JAX_NUM_CPU_DEVICES": "8"}) == 8
     assert simulated_count({}) == simulated_count({"XLA_FLAGS": "--b=1"}) == 1
 
 

@@ -169,6 +169,7 @@ def test_split_turns_joins_neighbours_and_takes_system_messages() -> None:
         ([{"role": "tool", "content": "x"}], "message 0: role 'tool'"),
         ([{"role": "user", "content": None}], "message 0: content is NoneType"),
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "message 1: a system message after"),
+        ([{"role": "user", "content": "ab\ud83d"}], r"holds '\\ud83d', half of a character, after .*ab'"),
         (CHAT[:2], "the last of 2 messages is the assistant's"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_persona_is_added_and_trained_without_a_trace_on_the_others(trained: P
 
 
 def test_a_persona_of_the_bank_keeps_its_settings_unless_it_is_given_as_a_file(trained: Path, tmp_path: Path) -> None:
-    edited = tmp_path / "abbey.yaml"
+    edited = tmp_path / "abbey.yml"
     edited.write_text("name: abbey\nvoice: Changed.\n")
     with use(mesh_of(ONE)):
         for given, voice in (
@@ -101,6 +101,30 @@ def test_a_persona_of_the_bank_keeps_its_settings_unless_it_is_given_as_a_file(t
             found = prepare(run, mesh_of(ONE), AxisRules()).personas
             assert [p.name for p in found] == ["abbey", "aviva", "abi"]
             assert found[0].voice == voice
+
+
+def test_one_more_persona_cannot_change_how_the_others_are_served(trained: Path, tmp_path: Path) -> None:
+    run = personas(tmp_path / "run", trained / "personas", only=("aviva",), data={"response_only": False})
+    with pytest.raises(InputError, match=r"data.response_only = False with only = \['aviva'\], .* with True"):
+        train(run, progress=False)
+
+
+def test_a_run_goes_on_with_an_edited_voice_but_not_with_other_reading_rules(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ada.yaml"
+    data = tmp_path / "chats.jsonl"
+    records = Path(__file__).parents[2] / "abi_jax/data/demo/aviva.jsonl"
+    data.write_text(records.read_text().replace('"aviva"', '"ada"'))
+
+    def run(text: str, steps: int) -> None:
+        file.write_text(f"name: ada\n{text}\n")
+        config = personas(tmp_path / "run", trained / "base", personas=(str(file),), data={"train": (str(data),)})
+        train(replace(config, steps=steps), progress=False)
+
+    run("voice: First.", 2)
+    run("voice: Second.", 3)
+    assert [p.voice for p in ModelDirectory(tmp_path / "run").personas] == ["Second."]
+    with pytest.raises(InputError, match="the records, tokenizer or personas are not those"):
+        run("reads: [input, response]", 4)
 
 
 def test_a_bank_that_is_full_is_widened_and_its_rows_stay(trained: Path, tmp_path: Path) -> None:
