@@ -4,7 +4,7 @@ from abi_jax.data.config import DataConfig
 from abi_jax.data.demo import demo_files, resolve
 from abi_jax.data.examples import Example, ExampleSource
 from abi_jax.data.packing import Batch, RowPacker, assemble
-from abi_jax.data.pipeline import Batches, load_split, merge_states
+from abi_jax.data.pipeline import Batches, Split, load_split, merge_states
 from abi_jax.data.records import Record, Records, is_held_out, parse_record, read_records, texts
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Record",
     "Records",
     "RowPacker",
+    "Split",
     "assemble",
     "demo_files",
     "is_held_out",

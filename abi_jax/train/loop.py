@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from abi_jax.config import dump_yaml, load
-from abi_jax.data import Batches, merge_states
+from abi_jax.data import Batches, Split, merge_states
 from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory, check_writable
 from abi_jax.sharding.context import use
@@ -41,11 +41,11 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
             return _loop(run, state, frozen, batches, checkpoints, progress)
 
 
-def open_batches(run: Run, split: str, **changes: Any) -> Batches:
+def open_batches(run: Run, split: Split, **changes: Any) -> Batches:
     """This process's share of the run's data; `changes` override fields of its `DataConfig`."""
     config = replace(run.config.data, **changes)
     share = batch_share(config.batch_size, run.mesh, run.rules)
-    return Batches(config, run.tokenizer, run.personas, "train" if split == "train" else "held_out", *share)
+    return Batches(config, run.tokenizer, run.personas, split, *share)
 
 
 def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
