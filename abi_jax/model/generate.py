@@ -92,7 +92,7 @@ class Generator:
         self.graphdef, _ = describe(partial(Decoder, config, dtype=dtype, attention=attention))
         # flat, because a step flattens its arguments each time and a tuple of arrays costs least
         leaves, self._tree = jax.tree.flatten(params)
-        self._weights = tuple(jax.device_put(x.astype(self.dtype), x.sharding) for x in leaves)
+        self._weights = tuple(x.astype(self.dtype) for x in leaves)
         self.stop_ids = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
         self._prefill = jax.jit(self._prefill_program, static_argnames="size")
         self._step = jax.jit(self._step_program, donate_argnums=1)
@@ -144,8 +144,10 @@ class Generator:
             "seen": seen,
             "live": np.ones(batch, bool),
         }
-        # weights and state stay where they are put: for arrays that may be anywhere, jit would compile once more
-        return DecodeState(cache=cache, **jax.device_put(rows, everywhere(self._weights[0])))
+        # beside weights that were put somewhere, as later states will be: else the step would compile once more
+        weight = self._weights[0]
+        placed = isinstance(weight, jax.Array) and weight.committed
+        return DecodeState(cache=cache, **jax.device_put(rows, everywhere(weight) if placed else None))
 
     def step(self, state: DecodeState) -> tuple[DecodeState, jax.Array]:
         """Makes one token for every row; returns the next state and int32 tokens `[B]`, -1 for ended rows.
