@@ -98,13 +98,13 @@ def load_personas(names: Sequence[str]) -> tuple[Persona, ...]:
     return personas
 
 
-def save_personas(personas: Sequence[Persona], path: Path) -> None:
-    """Writes personas, in order, to one YAML file."""
-    path.write_text(dump_yaml(PersonaSet(tuple(personas))), encoding="utf-8")
+def dump_personas(personas: Sequence[Persona]) -> str:
+    """Returns personas, in order, as the YAML that `read_personas` reads."""
+    return dump_yaml(PersonaSet(tuple(personas)))
 
 
 def read_personas(path: Path) -> tuple[Persona, ...]:
-    """Reads what `save_personas` wrote."""
+    """Reads a file of what `dump_personas` returns."""
     return load(PersonaSet, path, env={}).personas
 
 

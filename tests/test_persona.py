@@ -12,13 +12,13 @@ from abi_jax.persona import (
     Persona,
     Sampling,
     check_mixture,
+    dump_personas,
     load_personas,
     loss_weight,
     mixture_vector,
     parse_mixture,
     read_personas,
     reading_table,
-    save_personas,
     strict_table,
 )
 from abi_jax.text import READABLE, Role
@@ -31,7 +31,7 @@ def test_shipped_personas_load_and_round_trip(tmp_path: Path) -> None:
     personas = load_personas(SHIPPED)
     assert [p.name for p in personas] == SHIPPED
     assert all(p.voice and p.title and p.description and p.loss_weights for p in personas)
-    save_personas(personas, tmp_path / "personas.yaml")
+    (tmp_path / "personas.yaml").write_text(dump_personas(personas), encoding="utf-8")
     assert read_personas(tmp_path / "personas.yaml") == personas
 
 

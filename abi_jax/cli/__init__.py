@@ -11,7 +11,6 @@ from typing import Any
 from abi_jax import __version__
 from abi_jax.cli.shared import simulate
 from abi_jax.errors import InputError
-from abi_jax.sharding.host_memory import keep_memory
 
 VERBS = ("demo", "import", "train", "generate", "chat", "export", "embed", "info")
 WRITING = ("demo", "import", "export")  # several processes would write over each other
@@ -63,9 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.devices is not None:
             simulate(options.devices)
-        if options.verb == "train":
-            keep_memory()
-        elif options.verb in WRITING and os.environ.get("ABI_NUM_PROCESSES", "1") != "1":
+        if options.verb in WRITING and os.environ.get("ABI_NUM_PROCESSES", "1") != "1":
             raise InputError(f"abi {options.verb} is for one process; only abi train is started as several")
         result = _module(options.verb).run(options)
     except InputError as error:

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Trains and returns the last metrics, in process 0."""
+    from abi_jax.sharding.host_memory import keep_memory
+
+    keep_memory()  # before JAX starts its threads
+
     import jax
 
     from abi_jax.config import load

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from abi_jax.errors import InputError
 from abi_jax.persona import check_mixture
-from abi_jax.text.chat import split_turns
+from abi_jax.text.chat import half_character, split_turns
 
 # How many reasons of skipped records are kept word for word.
 KEPT_REASONS = 20
@@ -110,11 +110,8 @@ def parse_record(
         raise InputError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: {type(value).__name__}; expected a JSON object")
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise InputError(f"{where}: holds {half!r}, half of a character; expected Unicode text") from None
+    if half := half_character(json.dumps(value, ensure_ascii=False)):
+        raise InputError(f"{where}: {half}")
     try:
         return _record(value, personas, where, dataset, require_persona)
     except InputError as error:

@@ -6,7 +6,7 @@ Shapes as in `model/attention.py`.
 import jax
 import jax.numpy as jnp
 
-from abi_jax.model.attention_terms import Bias, Past, Scoring, Sight
+from abi_jax.model.attention_terms import Bias, Past, Scoring, Sight, append_features
 
 APART = 512.0  # half the least score between segments; their sums, up to 6,000, leave 2^-11 of a score exact in f32
 
@@ -30,7 +30,7 @@ def fold(
     q = q * scale
     extra_q: list[jax.Array] = []
     extra_k: list[jax.Array] = []
-    heads, kv_heads = q.shape[2], k.shape[1]
+    heads = q.shape[2]
     if bias is not None:
         extra_q.append(bias.u)
         extra_k.append(bias.v.swapaxes(1, 2))
@@ -44,10 +44,7 @@ def fold(
         extra_q.append(jnp.broadcast_to(own[:, :, None], (*q.shape[:2], heads, own.shape[-1])))
         extra_k.append(jnp.concatenate([other, jnp.ones_like(other[..., :1])], -1))
     if extra_q:
-        u, v = jnp.concatenate(extra_q, -1), jnp.concatenate(extra_k, -1)
-        v = jnp.broadcast_to(v[:, None], (k.shape[0], kv_heads, *v.shape[1:]))
-        q = jnp.concatenate([q, u.astype(q.dtype)], -1)
-        k = jnp.concatenate([k, v.astype(k.dtype)], -1)
+        q, k = append_features(q, k, jnp.concatenate(extra_q, -1), jnp.concatenate(extra_k, -1))
     short = -q.shape[-1] % multiple
     pad = [(0, 0)] * 3 + [(0, short)]
     return jnp.pad(q, pad), jnp.pad(k, pad)

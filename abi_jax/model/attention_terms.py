@@ -87,6 +87,12 @@ class Bias:
     v: jax.Array
 
 
+def append_features(q: jax.Array, k: jax.Array, u: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Makes u `[B, T, H, F]` and v `[B, S, F]` further dimensions of q and of every head of k, so that q.k adds u.v."""
+    v = jnp.broadcast_to(v[:, None], (*k.shape[:3], v.shape[-1]))
+    return jnp.concatenate([q, u.astype(q.dtype)], -1), jnp.concatenate([k, v.astype(k.dtype)], -1)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Past:

@@ -6,7 +6,7 @@ Shapes as in `model/attention.py`; `M` are the queries of all heads that share a
 import jax
 import jax.numpy as jnp
 
-from abi_jax.model.attention_terms import NEVER, Bias, Past, Scoring, Sight
+from abi_jax.model.attention_terms import NEVER, Bias, Past, Scoring, Sight, append_features
 
 
 def xla(
@@ -20,13 +20,14 @@ def xla(
     smallest_block: int = 128,
 ) -> jax.Array:
     """Grouped heads without repeating keys; aligned queries go in blocks that skip the keys after them."""
-    T = q.shape[1]
-    blocks = next((n for n in (8, 4, 2) if T % n == 0 and T // n >= smallest_block), 1)
     if past is not None:
         return _with_past(q, k, v, sight, past, scoring, bias)
     if bias is not None and scoring.softcap is None and q.dtype == jnp.float32:
-        q, k = _join(q, k, bias, scoring.scale)
+        # one product for scores and mask, one for each gradient; terms of zero leave the other sums' bits as they are
+        q, k = append_features(q, k, bias.u / scoring.scale, bias.v.swapaxes(1, 2))
         bias = None
+    T = q.shape[1]
+    blocks = next((n for n in (8, 4, 2) if T % n == 0 and T // n >= smallest_block), 1)
     if not sight.aligned or blocks == 1:
         return _block(q, k, v, sight, scoring, bias)
     parts = []
@@ -40,16 +41,6 @@ def xla(
 
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, scoring: Scoring, bias: Bias | None) -> jax.Array:
     return _by_token(_weigh(_scores(q, k, sight, scoring, bias), v), q.shape[1])
-
-
-def _join(q: jax.Array, k: jax.Array, bias: Bias, scale: float) -> tuple[jax.Array, jax.Array]:
-    """The persona mask as further dimensions of q and k: one product makes scores and mask, one each gradient.
-
-    Terms of zero leave the other sums as they are, bit by bit.
-    """
-    f = bias.v.swapaxes(1, 2)[:, None]
-    f = jnp.broadcast_to(f, (*k.shape[:3], f.shape[-1]))
-    return jnp.concatenate([q, bias.u / scale], -1), jnp.concatenate([k, f], -1)
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:

@@ -24,7 +24,7 @@ from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, abstract, describe
-from abi_jax.persona import Persona, read_personas, save_personas
+from abi_jax.persona import Persona, dump_personas, read_personas
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.text.tokenizer import Tokenizer
 
@@ -46,14 +46,12 @@ class ModelDirectory:
         tokenizer.save(path / "tokenizer")
         made = cls(path)
         made.write_personas(personas)
-        _write_atomically(path / "model.yaml", dump_yaml(config))
+        write_atomically(path / "model.yaml", dump_yaml(config))
         return made
 
     def write_personas(self, personas: Sequence[Persona]) -> None:
         """Writes the personas, in the order of the persona axis, over those that are there."""
-        partial = self.path / "personas.partial"
-        save_personas(personas, partial)
-        partial.replace(self.path / "personas.yaml")
+        write_atomically(self.path / "personas.yaml", dump_personas(personas))
 
     @classmethod
     def write(
@@ -164,7 +162,8 @@ def options(keep: int | None = None, asynchronous: bool = False) -> ocp.Checkpoi
     return ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file under another name first, so that what is at `path` is always whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -29,5 +29,5 @@ def simulated_devices(devices: int, env: Mapping[str, str]) -> dict[str, str]:
 def simulated_count(env: Mapping[str, str]) -> int:
     """Returns how many CPU devices `env` makes JAX see."""
     counts = [flag.partition("=")[2] for flag in env.get("XLA_FLAGS", "").split() if flag.startswith(_COUNT + "=")]
-    counts += [n for n in [env.get("JAX_NUM_CPU_DEVICES", "")] if n]
-    return int(counts[-1]) if counts and counts[-1].isdigit() else 1
+    counts.append(env.get("JAX_NUM_CPU_DEVICES", ""))
+    return next((int(count) for count in reversed(counts) if count.isdigit()), 1)

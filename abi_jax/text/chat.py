@@ -57,7 +57,8 @@ def render(
         raise InputError(f"the last of {len(messages)} messages is the {turns[-1]['role']}'s; expected the user's")
     layout = Layout(tokenizer, "\n\n".join(p for p in (policy, *system) if p), turns, memory)
     answer = layout.answer(response) if response is not None else ""
-    _check_unicode(layout.text + answer)
+    if half := half_character(layout.text + answer):
+        raise InputError(f"the conversation {half}")
     ids, starts, prompt = _tokenise(tokenizer, layout.text, answer)
     if response is not None:
         ids = _end(tokenizer, ids, prompt)
@@ -100,14 +101,14 @@ def split_turns(messages: Sequence[Message]) -> tuple[list[str], list[dict[str, 
     return system, turns
 
 
-def _check_unicode(text: str) -> None:
+def half_character(text: str) -> str | None:
+    """Says where `text` holds half of a character (a lone surrogate), which no tokenizer takes; None if nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"the conversation holds {text[error.start]!r}, half of a character, after {text[: error.start][-20:]!r}; "
-            "expected Unicode text"
-        ) from None
+        before = text[: error.start][-20:]
+        return f"holds {text[error.start]!r}, half of a character, after {before!r}; expected Unicode text"
+    return None
 
 
 def _tokenise(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int], int]:

@@ -25,9 +25,9 @@ class OptimizerConfig:
     b2: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
+        for name, hint in (("learning_rate", ""), ("clip_norm", ", inf for no clipping")):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} = {getattr(self, name)}; expected a number above 0, inf for no clipping")
+                raise InputError(f"{name} = {getattr(self, name)}; expected a number above 0{hint}")
         for name in ("warmup_steps", "weight_decay", "final_fraction"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} = {getattr(self, name)}; expected 0 or more")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches, Split, merge_states
 from abi_jax.errors import InputError
-from abi_jax.model.directory import ModelDirectory, check_writable
+from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
 from abi_jax.sharding.rules import AxisRules
@@ -110,9 +110,7 @@ def _open_directory(run: Run, done: int) -> None:
     if metrics.is_file():
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-        partial = metrics.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(metrics)
+        write_atomically(metrics, "".join(kept))
 
 
 def _loop(

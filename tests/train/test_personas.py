@@ -12,7 +12,7 @@ import pytest
 from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.weight import Tree, path_name
-from abi_jax.persona import Persona, load_personas, save_personas
+from abi_jax.persona import Persona, dump_personas, load_personas
 from abi_jax.sharding import AxisRules, use
 from abi_jax.text.roles import Role
 from abi_jax.train.config import TrainConfig
@@ -198,7 +198,7 @@ def test_rules_that_forbid_nothing_cost_nothing(trained: Path, tmp_path: Path) -
 
 def test_personas_are_written_in_the_order_of_their_axis(tmp_path: Path) -> None:
     found = load_personas(["legal", "abbey"])
-    save_personas(found, tmp_path / "personas.yaml")
+    (tmp_path / "personas.yaml").write_text(dump_personas(found), encoding="utf-8")
     assert ModelDirectory(tmp_path).personas == found
 
 
