@@ -58,6 +58,27 @@ def expand(x: jax.Array, up: jax.Array) -> jax.Array:
     product this small costs more than the product.
     """
     up = up.astype(x.dtype)
-    if current_platform() != "cpu" or x.size // x.shape[-1] > SINGLE_ROWS:
+    if current_platform() != "cpu":
         return jnp.einsum("...r,rf->...f", x, up)
-    return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])
+    if x.size // x.shape[-1] <= SINGLE_ROWS:
+        return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])
+    return _expand_many(x, up)
+
+
+@jax.custom_vjp
+def _expand_many(x: jax.Array, up: jax.Array) -> jax.Array:
+    return jnp.einsum("...r,rf->...f", x, up)
+
+
+def _expand_forward(x: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _expand_many(x, up), (x, up)
+
+
+def _expand_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As a product of two matrices, so that the wide one, `dy`, is read as it lies and not transposed first."""
+    x, up = saved
+    dx = jnp.einsum("...f,rf->...r", dy, up)
+    return dx, x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+
+
+_expand_many.defvjp(_expand_forward, _expand_backward)

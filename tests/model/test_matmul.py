@@ -1,0 +1,41 @@
+"""The products written out for a platform are the plain ones: values and gradients."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, expand, project
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@pytest.mark.parametrize(
+    ("rows", "size_in", "size_out"),
+    [(1, 24, 40), (SINGLE_ROWS, 24, 40), (FEW_ROWS + 8, 24, 40), (FEW_ROWS + 8, 40, 24)],
+)
+def test_project_is_a_product_with_the_transpose(rows: int, size_in: int, size_out: int) -> None:
+    check(project, lambda x, kernel: x @ kernel.T, (rows, size_in), (size_out, size_in))
+
+
+@pytest.mark.parametrize("rows", [1, SINGLE_ROWS, SINGLE_ROWS + 8])
+def test_expand_is_a_product(rows: int) -> None:
+    check(expand, lambda x, up: x @ up, (rows, 8), (8, 40))
+
+
+def check(product: Product, plain: Product, *shapes: tuple[int, int]) -> None:
+    (rows, size_in), _ = shapes
+    x, w = (jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32) for i, shape in enumerate(shapes))
+    batched = x.reshape(rows // 8, 8, size_in) if rows % 8 == 0 else x[None]
+
+    def loss(product: Product) -> Product:
+        return lambda x, w: jnp.sum(jnp.sin(product(x, w)))
+
+    for result, expected in zip(
+        (jax.jit(product)(batched, w), *jax.jit(jax.grad(loss(product), (0, 1)))(batched, w)),
+        (plain(x, w), *jax.grad(loss(plain), (0, 1))(x, w)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(np.reshape(result, expected.shape), expected, atol=2e-5)
