@@ -158,11 +158,13 @@ def mixture_vector(mixture: Mapping[str, float], names: Sequence[str]) -> np.nda
 
 
 def reading_table(personas: Sequence[Persona]) -> np.ndarray:
-    """Returns `[P, R]` bool: may persona p read tokens of role r. Padding: never.
+    """Returns `[P, R]` bool: may persona p read tokens of role r.
 
-    A mixture may read what every persona in it may read.
+    A mixture may read what every persona in it may read. Padding, which nothing sees anyway, is allowed: rules
+    that forbid no other role are then all true, and cost nothing.
     """
     table = np.zeros((len(personas), NUM_ROLES), bool)
+    table[:, Role.PADDING] = True
     for at, persona in enumerate(personas):
         for role in persona.reads:
             table[at, Role[role.upper()]] = True

@@ -72,10 +72,6 @@ class ExampleSource:
             self.counts.update(["examples", *made.cuts])
         return made
 
-    def record(self, at: int) -> Record:
-        """Returns the record that example `at` was made from."""
-        return self._records[self._index[at][0]]
-
     def _make(self, record: Record, answer: int) -> Example:
         config = self._config
         backbone = config.mode == "backbone"

@@ -9,7 +9,7 @@ from abi_jax.model.attention import attend
 from abi_jax.model.attention_terms import Past, Scoring, Sight
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
-from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, rotate
+from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, projection, rotate
 from abi_jax.model.persona import LayerTerms
 from abi_jax.sharding.context import constrain
 
@@ -24,11 +24,10 @@ class Attention(nnx.Module):
         c = config
         self.config, self.backend = config, backend
         self.scoring = Scoring(c.scale, c.attention_softcap, c.window(layer))
-        q_axes, kv_axes, o_axes = ("heads", "embed"), ("kv_heads", "embed"), ("embed", "heads")
-        self.q = Linear(c.d_model, c.q_size, q_axes, bias=c.qkv_bias)
-        self.k = Linear(c.d_model, c.kv_size, kv_axes, bias=c.qkv_bias)
-        self.v = Linear(c.d_model, c.kv_size, kv_axes, bias=c.qkv_bias)
-        self.o = Linear(c.q_size, c.d_model, o_axes, bias=c.out_bias, scale=0.02 / math.sqrt(2 * c.num_layers))
+        self.q = Linear(*projection(c, "q"), bias=c.qkv_bias)
+        self.k = Linear(*projection(c, "k"), bias=c.qkv_bias)
+        self.v = Linear(*projection(c, "v"), bias=c.qkv_bias)
+        self.o = Linear(*projection(c, "o"), bias=c.out_bias, scale=0.02 / math.sqrt(2 * c.num_layers))
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_offset) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_offset) if c.qk_norm else None
 
@@ -65,10 +64,9 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig) -> None:
         c = config
         self.activation = c.activation
-        in_axes, out_axes = ("mlp", "embed"), ("embed", "mlp")
-        self.gate = Linear(c.d_model, c.d_ff, in_axes, bias=c.mlp_bias) if c.gated else None
-        self.up = Linear(c.d_model, c.d_ff, in_axes, bias=c.mlp_bias)
-        self.down = Linear(c.d_ff, c.d_model, out_axes, bias=c.mlp_bias, scale=0.02 / math.sqrt(2 * c.num_layers))
+        self.gate = Linear(*projection(c, "gate"), bias=c.mlp_bias) if c.gated else None
+        self.up = Linear(*projection(c, "up"), bias=c.mlp_bias)
+        self.down = Linear(*projection(c, "down"), bias=c.mlp_bias, scale=0.02 / math.sqrt(2 * c.num_layers))
 
     def __call__(self, x: jax.Array, terms: LayerTerms, w: jax.Array | None) -> jax.Array:
         """`[B, T, D]` and mixture `[B, T, P]` to `[B, T, D]`."""

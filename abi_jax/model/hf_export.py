@@ -44,7 +44,7 @@ def export_hf(
     that still has personas (see `model/bank.py`), a folder that is not empty without `force`, a tokenizer
     larger than the embedding.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder).expanduser().resolve()
     if config.persona is not None:
         raise InputError(
             "personas have no equivalent in Hugging Face checkpoints; expected one merged into the base model "

@@ -38,6 +38,23 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 
+def projection(config: ModelConfig, name: str) -> tuple[int, int, tuple[str, str]]:
+    """Input size, output size and axes `[out, in]` of one of a block's projections: the arguments of `Linear`."""
+    c = config
+    sizes = {"embed": c.d_model, "heads": c.q_size, "kv_heads": c.kv_size, "mlp": c.d_ff}
+    axes = {
+        "q": ("heads", "embed"),
+        "k": ("kv_heads", "embed"),
+        "v": ("kv_heads", "embed"),
+        "o": ("embed", "heads"),
+        "gate": ("mlp", "embed"),
+        "up": ("mlp", "embed"),
+        "down": ("embed", "mlp"),
+    }
+    of_out, of_in = axes[name]
+    return sizes[of_in], sizes[of_out], (of_out, of_in)
+
+
 def _mean(x: jax.Array) -> jax.Array:
     """Mean over the last dimension, which is kept.
 

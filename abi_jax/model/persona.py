@@ -18,6 +18,7 @@ from flax import nnx
 
 from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
+from abi_jax.model.layers import projection
 from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param
 from abi_jax.text.roles import NUM_ROLES
@@ -166,14 +167,14 @@ class CoreAdapters(nnx.Module):
     def __init__(self, config: ModelConfig, shape: PersonaShape, name: str) -> None:
         self.targets = CORE_TARGETS[name]
         L, N, P, r = config.num_layers, len(self.targets), shape.capacity, shape.core_rank
-        outs = [_projection(config, target) for target in self.targets]
-        size_in, axis = outs[0][1]
+        found = {target: projection(config, target) for target in self.targets}
+        size_in, _, (_, axis) = found[self.targets[0]]
         self.down = nnx.List([param((N * r, size_in), ("rank", axis), scale=size_in**-0.5) for _ in range(L)])
         self.core = param((P, L, N, r, r), ("persona", "layer", None, "rank", None), "zeros")
         self.up = nnx.Dict(
             {
                 target: nnx.List([param((r, size), ("rank", axis), scale=r**-0.5) for _ in range(L)])
-                for target, ((size, axis), _) in zip(self.targets, outs, strict=True)
+                for target, (_, size, (axis, _)) in found.items()
             }
         )
 
@@ -236,21 +237,6 @@ class PersonaBank(nnx.Module):
             us = _unstack(mix_queries(u, w, roles) if single else u, axis=2)
         cores = {name: adapters.layers(w[:, 0] if single else None) for name, adapters in self.cores.items()}
         return [LayerTerms(u, {name: of[i] for name, of in cores.items()}, single) for i, u in enumerate(us)]
-
-
-def _projection(config: ModelConfig, target: str) -> tuple[tuple[int, str], tuple[int, str]]:
-    """Size and axis name of a projection's output and of its input."""
-    c = config
-    embed, q, kv, mlp = (c.d_model, "embed"), (c.q_size, "heads"), (c.kv_size, "kv_heads"), (c.d_ff, "mlp")
-    known = {
-        "q": (q, embed),
-        "k": (kv, embed),
-        "v": (kv, embed),
-        "o": (embed, q),
-        "up": (mlp, embed),
-        "down": (embed, mlp),
-    }
-    return known[target]
 
 
 def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:

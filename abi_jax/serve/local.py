@@ -21,7 +21,6 @@ from abi_jax.persona import Sampling as PersonaSampling
 from abi_jax.sharding.context import use
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.text import TextStream, Tokenizer, render
-from abi_jax.text.roles import Role
 
 Message = Mapping[str, str]
 
@@ -112,7 +111,8 @@ class LocalEngine:
         if not mixture:
             return prompt
         strict = [p for p in heard if p.strict_reading]
-        prompt = replace(prompt, reads=_allowed(heard), prompt_reads=_allowed(strict))
+        reads, prompt_reads = (np.logical_and.reduce(reading_table(some), axis=0) for some in (heard, strict))
+        prompt = replace(prompt, reads=reads, prompt_reads=prompt_reads)
         if self.config.persona is None:
             return prompt
         w = np.zeros(self.config.persona.capacity, np.float32)
@@ -182,10 +182,3 @@ class LocalEngine:
             if row is None:
                 return
             yield row
-
-
-def _allowed(personas: Sequence[Persona]) -> np.ndarray:
-    """Bool `[R]`: the roles that all of them may read."""
-    reads = np.logical_and.reduce(reading_table(personas), axis=0)
-    reads[Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
-    return reads

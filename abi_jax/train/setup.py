@@ -22,7 +22,6 @@ from abi_jax.model.weight import Tree, describe, initialize
 from abi_jax.persona import Persona, load_personas, reading_table, strict_table
 from abi_jax.sharding.rules import AxisRules, check_divides
 from abi_jax.text import Tokenizer, train_tokenizer
-from abi_jax.text.roles import Role
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.step import BATCH_AXES, Objective
 from abi_jax.train.trees import cut, is_persona
@@ -62,7 +61,6 @@ def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, n
     reads = np.ones((capacity, reading_table(personas).shape[1]), bool)
     strict = np.zeros(capacity, bool)
     reads[: len(personas)], strict[: len(personas)] = reading_table(personas), strict_table(personas)
-    reads[:, Role.PADDING] = True  # nothing sees padding anyway; without it the rules are often no rules
     return reads, strict
 
 

@@ -47,7 +47,7 @@ def naive(trained: Path) -> dict[str, dict[str, float]]:
     """One dialogue at a time, one voice at a time, in plain numpy from the logits on."""
     run = opened(trained, ONE)
     records, _ = load_split(run.config.data, "held_out", run.personas)
-    source = ExampleSource(records, run.config.data, run.tokenizer, run.personas)
+    source = ExampleSource(records, replace(run.config.data, group_by="dataset"), run.tokenizer, run.personas)
     graphdef, _ = describe(partial(Decoder, run.model))
     reads, strict = pad_rules(run.personas, CAPACITY)
     names = [p.name for p in run.personas]
@@ -87,8 +87,9 @@ def naive(trained: Path) -> dict[str, dict[str, float]]:
         sums: dict[str, list[float]] = defaultdict(lambda: [0, 0])
         for at in range(len(source)):
             total, tokens = loss(source[at], voice)
-            sums[source.record(at).dataset][0] += total
-            sums[source.record(at).dataset][1] += tokens
+            dataset = source.groups[source[at].group]
+            sums[dataset][0] += total
+            sums[dataset][1] += tokens
         matrix[name] = {dataset: float(np.exp(total / tokens)) for dataset, (total, tokens) in sums.items()}
     return matrix
 
