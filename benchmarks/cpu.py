@@ -134,12 +134,21 @@ def summary(measured: dict[tuple[Task, str], list[tuple[float, float]]], task: T
     }
 
 
+def combine(launches: list[Any]) -> Any:
+    """The median of every figure over launches: where a process's memory lies moves its times by several percent."""
+    first = launches[0]
+    if isinstance(first, dict):
+        return {name: combine([launch[name] for launch in launches]) for name in first}
+    return round(median(launches), 3)
+
+
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["34m", "110m"])
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints are, or are to be written")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--launches", type=int, default=1, help="times that every engine is started anew")
     parser.add_argument("--only", nargs="*", default=[], help="task names, e.g. decode train")
     parser.add_argument("--engines", nargs="*", help="leave out all but these")
     args = parser.parse_args()
@@ -159,8 +168,13 @@ def main() -> None:
     training = {task: takers for task, takers in tasks.items() if task[0] == "train"}
     others = {task: takers for task, takers in tasks.items() if task[0] != "train"}
     result = {
-        shape: compare(shape, others, args.folder, args.rounds)
-        | compare(shape, training, args.folder, args.rounds, KEEPING)
+        shape: combine(
+            [
+                compare(shape, others, args.folder, args.rounds)
+                | compare(shape, training, args.folder, args.rounds, KEEPING)
+                for _ in range(args.launches)
+            ]
+        )
         for shape in args.shapes
     }
     machine = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__}
