@@ -12,7 +12,10 @@ from abi_jax import __version__
 from abi_jax.cli.shared import simulate
 from abi_jax.errors import InputError
 
-VERBS = ("demo", "import", "train", "generate", "chat", "export", "embed", "info")
+VERBS = (
+    *("demo", "import", "train", "generate", "chat", "export", "embed", "info"),
+    *("log", "verify", "diff", "receipt", "check-receipt"),
+)
 WRITING = ("demo", "import", "export")  # several processes would write over each other
 
 EPILOG = """examples:
@@ -22,6 +25,7 @@ EPILOG = """examples:
   abi generate runs/personas "My build fails and I am stuck" --persona abbey=0.6,aviva=0.4
   abi chat runs/personas --persona aviva
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
+  abi log runs/personas; abi verify runs/personas   what it was made from; whether it still is
 
 Exit status: 0 done, 1 a check failed, 2 bad input."""
 
@@ -78,11 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if options.json and result is not None:
         print(json.dumps(result))
-    return 0
+    return 1 if result is not None and result.get("ok") is False else 0
 
 
 def _module(verb: str) -> Any:
-    return importlib.import_module(f"abi_jax.cli.{verb}_" if verb == "import" else f"abi_jax.cli.{verb}")
+    return importlib.import_module("abi_jax.cli." + ("import_" if verb == "import" else verb.replace("-", "_")))
 
 
 def _fail(message: str, as_json: bool) -> int:

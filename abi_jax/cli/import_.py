@@ -24,14 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Imports and returns what was imported."""
-    from abi_jax.model.directory import ModelDirectory, check_new
+    from abi_jax.lineage_seal import seal_files
+    from abi_jax.model.directory import check_new
     from abi_jax.model.hf import import_hf
+    from abi_jax.model.provenance import write_model
     from abi_jax.text import Tokenizer
 
     check_new(options.out)
     tokenizer = Tokenizer.load(options.source)
     config, params = import_hf(options.source, parse_mesh(options.mesh))
-    directory = ModelDirectory.write(options.out, config, tokenizer, (), params)
+    source = options.source.expanduser()
+    files = [source / "config.json", *source.glob("*.safetensors")]
+    directory = write_model(options.out, config, tokenizer, (), params, seal_files(source, files))
     summary = {"out": str(directory.path), "architecture": config.architecture, "parameters": _count(params)}
     if not options.json:
         print(f"{options.out}: {summary['architecture']}, {summary['parameters']:,} parameters")

@@ -5,17 +5,19 @@ runs/base/
   personas.yaml     the personas, in the order of the persona axis
   tokenizer/        the tokenizer's own files, unchanged
   checkpoints/N/    one Orbax step: `params`, and whatever a training run adds
+  lineage/          what every step was made from (see model/provenance.py)
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -52,22 +54,6 @@ class ModelDirectory:
     def write_personas(self, personas: Sequence[Persona]) -> None:
         """Writes the personas, in the order of the persona axis, over those that are there."""
         write_atomically(self.path / "personas.yaml", dump_personas(personas))
-
-    @classmethod
-    def write(
-        cls, path: Path, config: ModelConfig, tokenizer: Tokenizer, personas: Sequence[Persona], params: Tree
-    ) -> "ModelDirectory":
-        """Writes a whole directory with `params` as step 0, under another name until it is complete."""
-        check_new(path)
-        partial = path.with_name(path.name + ".partial")
-        if jax.process_index() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        made = cls(partial)
-        made.save_params(0, params)
-        if jax.process_index() == 0:
-            cls.create(partial, config, tokenizer, personas)
-            partial.rename(path)
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path | str) -> "ModelDirectory":
@@ -114,6 +100,17 @@ class ModelDirectory:
         """Writes the weights as step `step`, atomically, and waits for them."""
         with ocp.CheckpointManager(self.checkpoints, options=options()) as manager:
             manager.save(step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
+
+    def read_tensor(self, step: int, name: str) -> np.ndarray:
+        """Reads one array of a step as it is stored: `name` is its path, with dots, after its item and a slash.
+
+        Raises `ValueError` where it cannot be read.
+        """
+        item, _, path = name.partition("/")
+        stored = {"driver": "ocdbt", "base": f"file://{self.checkpoints / str(step) / item}/", "path": f"{path}/"}
+        array = ts.open({"driver": "zarr", "kvstore": stored}, open=True, read=True).result()
+        found: np.ndarray = array.read().result()
+        return found
 
     def load_params(
         self,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches, Split, merge_states
 from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
+from abi_jax.model.provenance import Provenance
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
 from abi_jax.sharding.rules import AxisRules
@@ -36,7 +38,7 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
         run = prepare(_adapt(config), mesh, rules)
-        with open_batches(run, "train") as batches, Checkpoints(_checkpoints(config), config.keep) as checkpoints:
+        with open_batches(run, "train") as batches, Checkpoints(config.out, config.keep) as checkpoints:
             state, frozen = _begin(run, batches, checkpoints)
             return _loop(run, state, frozen, batches, checkpoints, progress)
 
@@ -59,12 +61,44 @@ def _adapt(config: TrainConfig) -> TrainConfig:
     if (config.out / "model.yaml").is_file():
         if config.resume == "never":
             raise InputError(f"out = {str(config.out)!r} holds a run already; choose another, or resume=auto")
-        if ModelDirectory(config.out).latest_step() is not None:
+        if ModelDirectory(config.out).steps():
             _check_same_run(config)
+            _drop_unlinked(config.out)
+            if not ModelDirectory(config.out).steps():
+                return config
             return replace(config, model=replace(config.model, init=config.out))
     if config.resume == "must":
         raise InputError(f"out = {str(config.out)!r} holds no run to resume")
     return config
+
+
+def _drop_unlinked(out: Path) -> None:
+    """Removes what was saved last where the run was killed before it was linked: it is trained again."""
+    provenance = Provenance(out)
+    if not provenance.chain.path.parent.is_dir():
+        raise InputError(f"{str(out)!r} holds checkpoints but no lineage; expected the whole directory of a run")
+    unlinked = provenance.unlinked()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("unlinked steps are known")
+    if jax.process_index() == 0:
+        for step in unlinked:
+            print(f"{out}: step {step} was saved, but not to the end; training it again", file=sys.stderr)
+            shutil.rmtree(ModelDirectory(out).checkpoints / str(step))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("unlinked steps are gone")
+
+
+def _parents(run: Run, done: int) -> tuple[str, ...]:
+    """What the next link is made from, where that is not the link before it."""
+    source, out = run.config.model.init, run.config.out
+    if source is None:
+        return ()
+    provenance = Provenance(source)
+    if source != out:
+        head = provenance.head()
+    else:
+        head = "" if provenance.head(done) == provenance.chain.head else provenance.head(done)
+    return (head,) if head else ()
 
 
 def _check_same_run(config: TrainConfig) -> None:
@@ -80,10 +114,6 @@ def _check_same_run(config: TrainConfig) -> None:
                 f"{name} = {now!r}, but out = {str(config.out)!r} holds a run with {then!r}; expected the same, "
                 f"or another out with model.init = {config.out}"
             )
-
-
-def _checkpoints(config: TrainConfig) -> Path:
-    return ModelDirectory(config.out).checkpoints
 
 
 def _begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
@@ -105,6 +135,7 @@ def _open_directory(run: Run, done: int) -> None:
         ModelDirectory(run.config.out).write_personas(run.personas)  # voice and sampling may have been edited
     else:
         ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
+        Provenance(run.config.out).chain.path.parent.mkdir(exist_ok=True)
         (run.config.out / SETTINGS).write_text(dump_yaml(run.config), encoding="utf-8")
     metrics = run.config.out / METRICS
     if metrics.is_file():
@@ -120,6 +151,7 @@ def _loop(
     capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
     step = make_step(run.objective(len(batches.groups)), make_optimizer(config.optimizer, config.steps), run.updates)
     start = done = int(state.step)
+    parents, settings = _parents(run, done), dump_yaml(run.config)
     last: dict[str, Any] = {}
     report = Reporter(config, batches.groups, done, progress)
     with report:
@@ -135,7 +167,8 @@ def _loop(
             if done % config.log_every == 0 or done == config.steps:
                 last = report(done, metrics, batches.epoch)
             if save:
-                checkpoints.save(state, frozen, gather_position(batches))
+                checkpoints.save(state, frozen, gather_position(batches), settings, parents)
+                parents = ()
     return last
 
 

@@ -187,6 +187,8 @@ def test_import_on_a_mesh_gives_the_same_bits(tmp_path: Path, abi: Abi) -> None:
     for file in files.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     report = abi("import", folder, tmp_path / "model", "--mesh", "data=2,fsdp=2,tensor=2", "--json")
+    (link,) = abi("log", tmp_path / "model", "--json").json["links"]
+    assert link["step"] == 0 and abi("verify", tmp_path / "model").status == 0
     assert report.status == 0, report.err
     assert report.json["architecture"] == "qwen3"
     model_config, params = imported("qwen3")

@@ -10,6 +10,7 @@ import numpy as np
 
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator, Prompt
+from abi_jax.model.verify import verify
 from abi_jax.sharding.local import LocalConfig, launch
 from abi_jax.train.loop import train
 from tests.train.tiny import MESHES, config, single
@@ -61,6 +62,7 @@ def test_two_processes_train_and_answer_as_one(tmp_path: Path) -> None:
     said = [json.loads(line) for line in stdout.getvalue().splitlines() if line.startswith("[[")]
     directory = ModelDirectory(tmp_path / "personas")
     assert directory.steps() == [10]
+    assert verify(tmp_path / "personas").findings == verify(tmp_path / "backbone").findings == ()
     assert said == [Generator(directory.config, directory.load_params()).generate(prompts(), 12)] * 2
 
     assert jax.process_count() == 1

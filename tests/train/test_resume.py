@@ -68,6 +68,7 @@ def test_a_run_keeps_what_it_needs_to_go_on_and_no_more_checkpoints_than_asked(w
     assert ModelDirectory(whole).steps() == [10, 15, 20]
     assert sorted(p.name for p in whole.iterdir()) == [
         "checkpoints",
+        "lineage",
         "metrics.jsonl",
         "model.yaml",
         "personas.yaml",

@@ -1,0 +1,43 @@
+"""Which tensors differ between two versions of a model, and by how much.
+
+A version is a model directory (its newest step) or directory@step.
+
+  abi diff runs/base runs/personas
+  abi diff runs/personas@100 runs/personas@200 --optimizer
+"""
+
+import argparse
+import sys
+from typing import Any
+
+HELP = "which tensors changed, and by how much"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("a", help="model directory, or directory@step")
+    parser.add_argument("b", help="the same")
+    parser.add_argument("--optimizer", action="store_true", help="compare the optimizer's state, not the weights")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Compares, prints the changes and returns them."""
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from abi_jax.model.diff import Version, diff
+
+    item = "optimizer" if options.optimizer else "params"
+    changes, same = diff(
+        Version.open(options.a),
+        Version.open(options.b),
+        item,
+        lambda names, total: tqdm(names, "tensors", total, disable=not sys.stderr.isatty(), leave=False),
+    )
+    if not options.json:
+        for change in changes:
+            by = "" if change.relative is None else f"{change.relative:10.3g} of its norm, at most {change.largest:.3g}"
+            print(f"{change.kind:8} {change.name.partition('/')[2]:48} {by}")
+        print(f"{len(changes)} tensors differ, {same} are the same")
+    return {"changes": [asdict(change) for change in changes], "same": same}

@@ -1,0 +1,74 @@
+"""What changed between two versions of a model: which tensors, and by how much."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from abi_jax.errors import InputError
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.provenance import Provenance, Record
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tensor that differs. largest: of `|b - a|`; relative: `||b - a|| / ||a||`; None where shapes differ."""
+
+    name: str
+    kind: Literal["changed", "added", "removed"]
+    largest: float | None = None
+    relative: float | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One step of a model directory, with its record."""
+
+    path: Path
+    record: Record
+
+    @classmethod
+    def open(cls, name: str) -> "Version":
+        """Reads `directory` (its newest step) or `directory@step`. Raises `InputError` where there is none."""
+        given, at, step = name.rpartition("@")
+        path = ModelDirectory.open(given if at and step.isdigit() else name).path
+        provenance = Provenance(path)
+        steps = provenance.steps()
+        wanted = int(step) if at and step.isdigit() else max(steps, default=-1)
+        if wanted not in steps:
+            raise InputError(f"{name!r}: no step of {str(path)!r}; its steps: {', '.join(map(str, steps)) or 'none'}")
+        return cls(path, provenance.record(steps[wanted]))
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads a tensor, as f64 where it is a number."""
+        return np.asarray(ModelDirectory(self.path).read_tensor(self.record.step, name)).astype(np.float64)
+
+
+def diff(
+    a: Version,
+    b: Version,
+    item: str = "params",
+    track: Callable[[Iterable[str], int], Iterable[str]] = lambda names, total: names,
+) -> tuple[list[Change], int]:
+    """The tensors of an item that differ, largest relative change first, and how many are the same.
+
+    Digests say which differ: only those are read. track: wraps their names, e.g. in a progress bar.
+    """
+    left, right = ({n: t for n, t in v.record.tensors.items() if n.startswith(item + "/")} for v in (a, b))
+    both = left.keys() & right.keys()
+    differ = sorted(n for n in both if left[n] != right[n])
+    found = [Change(n, "removed") for n in sorted(left.keys() - both)]
+    found += [Change(n, "added") for n in sorted(right.keys() - both)]
+    for name in track(differ, len(differ)):
+        if left[name].shape != right[name].shape:
+            found.append(Change(name, "changed"))
+            continue
+        old, new = a.read(name), b.read(name)
+        norm, moved = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
+        largest = float(np.max(np.abs(new - old), initial=0.0))
+        found.append(Change(name, "changed", largest, moved / norm if norm else math.inf))
+    found.sort(key=lambda c: (-1.0 if c.relative is None else -c.relative, c.name))
+    return found, len(both) - len(differ)

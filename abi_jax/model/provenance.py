@@ -1,0 +1,171 @@
+"""What a model directory's steps were made from: its chain, and a record of every link's tensors and files.
+
+    lineage/chain.jsonl     the links
+    lineage/<number>.json   what link <number> stands for: digests of tensors, seals of files, configuration, position
+
+A record holds what its link's hashes are of, so that damage to either is found. It outlives the weights.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from abi_jax import __version__
+from abi_jax.config import dump_yaml
+from abi_jax.errors import InputError
+from abi_jax.lineage import Chain, Link
+from abi_jax.lineage_digest import TensorDigest, canonical, content_root, digest_tree, sha256
+from abi_jax.lineage_seal import seal_files, seal_root
+from abi_jax.model.config import ModelConfig
+from abi_jax.model.directory import PARAMS, ModelDirectory, check_new, write_atomically
+from abi_jax.model.weight import Tree
+from abi_jax.persona import Persona
+from abi_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a link stands for. tensors by path, `params/...` and `optimizer/...`; files: seals by path."""
+
+    step: int
+    tensors: Mapping[str, TensorDigest]
+    files: Mapping[str, str]
+    config: Any
+    position: Any
+
+    def text(self) -> str:
+        """The record as a JSON file."""
+        tensors = {name: [t.dtype, list(t.shape), t.digest] for name, t in self.tensors.items()}
+        return canonical({**vars(self), "tensors": tensors, "files": dict(self.files)}).decode() + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> "Record":
+        """Reads what `text` returned. Raises `ValueError` where it is anything else."""
+        value = json.loads(text)
+        tensors = {name: TensorDigest(dtype, tuple(shape), d) for name, (dtype, shape, d) in value["tensors"].items()}
+        record = cls(**{**value, "tensors": tensors})
+        if record.text() != text:
+            raise ValueError("not the canonical text of a record")
+        return record
+
+    def link(self, parents: tuple[str, ...] = ()) -> Link:
+        """The link that stands for this record."""
+        return Link(
+            kind="model",
+            step=self.step,
+            content=content_root(self.tensors),
+            seal=seal_root(self.files),
+            config=sha256("config", canonical(self.config)).hex(),
+            position=sha256("position", canonical(self.position)).hex(),
+            code=f"abi-jax {__version__}, jax {jax.__version__}",
+            parents=parents,
+        )
+
+    def answers(self, link: Link) -> bool:
+        """Whether this is the record that `link` stands for."""
+        own = self.link()
+        return (own.step, own.content, own.seal, own.config, own.position) == (
+            link.step,
+            link.content,
+            link.seal,
+            link.config,
+            link.position,
+        )
+
+
+def named(item: str, tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by the names they have in a record: `item/path.of.names`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {f"{item}/{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in leaves}
+
+
+def write_model(
+    path: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    personas: Sequence[Persona],
+    params: Tree,
+    made_from: Mapping[str, str],
+) -> ModelDirectory:
+    """Writes a whole directory with `params` as step 0 and their link, under another name until it is complete.
+
+    made_from: seals of the files that the weights were read from. Called in one process.
+    """
+    check_new(path)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    made = ModelDirectory.create(partial, config, tokenizer, personas)
+    made.save_params(0, params)
+    Provenance(partial).add(0, digest_tree(named(PARAMS, params)), dump_yaml(config), {"made_from": dict(made_from)})
+    partial.rename(path)
+    return ModelDirectory(path)
+
+
+class Provenance:
+    """The lineage of one model directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.chain = Chain(path / "lineage" / "chain.jsonl")
+
+    def steps(self) -> dict[int, int]:
+        """The steps that are there, whole and linked: the number of the last link of each."""
+        whole = set(ModelDirectory(self.path).steps())
+        return {link.step: number for number, link in enumerate(self.chain.links(), 1) if link.step in whole}
+
+    def unlinked(self) -> list[int]:
+        """The steps that are there but that no link stands for: saving them was interrupted at the end."""
+        return sorted(set(ModelDirectory(self.path).steps()) - set(self.steps()))
+
+    def head(self, step: int | None = None) -> str:
+        """Hash of the link of a step, the newest by default; empty where there is none."""
+        steps = self.steps()
+        number = steps.get(max(steps, default=-1) if step is None else step)
+        return "" if number is None else self.chain.links()[number - 1].hash
+
+    def record_path(self, number: int) -> Path:
+        """Where the record of link `number` is."""
+        return self.path / "lineage" / f"{number}.json"
+
+    def record(self, number: int) -> Record:
+        """The record of link `number`. Raises `InputError` where it is missing or does not answer its link."""
+        path = self.record_path(number)
+        try:
+            record = Record.parse(path.read_text(encoding="utf-8"))
+            right = record.answers(self.chain.links()[number - 1])
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; expected the record of link {number}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            right = False
+        if not right:
+            raise InputError(f"{path} is not what link {number} of {self.chain.path} stands for: one was changed")
+        return record
+
+    def add(
+        self,
+        step: int,
+        tensors: Mapping[str, TensorDigest],
+        config: Any,
+        position: Any,
+        parents: tuple[str, ...] = (),
+    ) -> Link:
+        """Seals the files of a step that is written, and appends its link."""
+        files = seal_files(self.path, self.files(step))
+        record = Record(step, tensors, files, config, position)
+        number = len(self.chain.links()) + 1
+        self.record_path(number).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.record_path(number), record.text())
+        return self.chain.append(record.link(parents))
+
+    def files(self, step: int) -> list[Path]:
+        """What makes up a step: its own files, and those of the directory that all steps share."""
+        directory = ModelDirectory(self.path)
+        shared = [self.path / "model.yaml", self.path / "personas.yaml", self.path / "train.yaml"]
+        folders = (self.path / "tokenizer", directory.checkpoints / str(step))
+        found = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
+        return [*(f for f in shared if f.is_file()), *found]

@@ -1,0 +1,170 @@
+"""What a run leaves behind can prove what it was made from, and names what was damaged since."""
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abi_jax.errors import InputError
+from abi_jax.lineage_digest import content_root, digest_tree
+from abi_jax.model.diff import Version, diff
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.provenance import Provenance, named
+from abi_jax.model.verify import verify
+from abi_jax.train.loop import train
+from tests.train.tiny import MESHES, config, interrupted, mesh_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Personas on the backbone of another run, four checkpoints of which two are kept. Not to be changed."""
+    folder = tmp_path_factory.mktemp("lineage")
+    train(config(out=folder / "base", steps=2, mesh=MESHES["fsdp"]), progress=False)
+    model = {"init": folder / "base"}
+    changes = {"steps": 8, "checkpoint_every": 2, "keep": 2, "mesh": MESHES["2x2x2"]}
+    train(config("persona", out=folder / "run", model=model, **changes), progress=False)
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_every_checkpoint_has_a_link_and_outlives_its_weights(run: Path) -> None:
+    provenance = Provenance(run)
+    links = provenance.chain.links()
+    assert [link.step for link in links] == [2, 4, 6, 8]
+    assert provenance.steps() == {6: 3, 8: 4} and provenance.unlinked() == []
+    assert links[0].parents == (Provenance(run.parent / "base").chain.head,)
+    assert all(not link.parents for link in links[1:])
+    assert len({link.config for link in links}) == 1 and len({link.position for link in links}) == 4
+    assert [provenance.record(number).step for number in (1, 2, 3, 4)] == [2, 4, 6, 8]
+
+
+def test_a_record_says_what_the_weights_are(run: Path) -> None:
+    record = Provenance(run).record(4)
+    params = ModelDirectory.open(run).load_params(step=8)
+    mine = digest_tree(named("params", params))
+    assert {name: d for name, d in record.tensors.items() if name.startswith("params/")} == mine
+    assert content_root(record.tensors) == Provenance(run).chain.links()[-1].content
+
+
+def test_the_same_state_has_the_same_content_on_any_mesh(run: Path) -> None:
+    record, directory = Provenance(run).record(4), ModelDirectory.open(run)
+    mine = {name: d for name, d in record.tensors.items() if name.startswith("params/")}
+    for mesh in MESHES.values():
+        assert digest_tree(named("params", directory.load_params(step=8, mesh=mesh_of(mesh)))) == mine
+
+
+def test_what_is_whole_is_found_whole(run: Path) -> None:
+    result = verify(run)
+    assert result.findings == () and (result.links, result.steps) == (4, 2)
+    assert result.tensors == 2 * len(Provenance(run).record(4).tensors) and result.files > 20
+
+
+def test_200_flipped_bytes_are_all_found_and_named(copy: Path, run: Path) -> None:
+    files = sorted(f for f in copy.rglob("*") if f.is_file() and f.name not in ("metrics.jsonl",))
+    with_tensors = 0
+    for seed in range(200):
+        chosen = random.Random(seed)
+        file = files[seed % len(files)] if seed < len(files) else chosen.choice(files)
+        whole = file.read_bytes()
+        if not whole:
+            continue
+        broken = bytearray(whole)
+        broken[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+        file.write_bytes(broken)
+        name = file.relative_to(copy).as_posix()
+        findings = [f for f in verify(copy, contents=False).findings if f.where == name]
+        assert findings, f"{name} was changed, and nobody saw it"
+        if name.startswith("checkpoints/") and (step := int(name.split("/")[1])):
+            read = {t for finding in findings for t in finding.tensors}
+            assert read == unreadable(copy, run, step, name.split("/")[2]), name
+            with_tensors += bool(read)
+        file.write_bytes(whole)
+    assert with_tensors >= 5
+    assert verify(copy).findings == ()
+
+
+def unreadable(copy: Path, run: Path, step: int, item: str) -> set[str]:
+    """The tensors of an item that no longer read as in the run that nobody touched."""
+    found = set()
+    for name in Provenance(run).record(Provenance(run).steps()[step]).tensors:
+        if name.startswith(item + "/"):
+            try:
+                now = ModelDirectory(copy).read_tensor(step, name)
+                if not np.array_equal(now, ModelDirectory(run).read_tensor(step, name), equal_nan=True):
+                    found.add(name)
+            except ValueError:
+                found.add(name)
+    return found
+
+
+def test_missing_extra_and_swapped_files_are_found(copy: Path) -> None:
+    step = copy / "checkpoints" / "8"
+    (step / "position" / "metadata").unlink()
+    (step / "params" / "extra").write_text("x")
+    shutil.rmtree(copy / "checkpoints" / "6" / "params")
+    shutil.copytree(step / "params", copy / "checkpoints" / "6" / "params")
+    found = {f.where: f.reason for f in verify(copy, contents=False).findings}
+    assert found["checkpoints/8/position/metadata"] == "missing"
+    assert found["checkpoints/8/params/extra"] == "not sealed"
+    assert any(where.startswith("checkpoints/6/params/") for where in found)
+
+
+def test_a_step_that_no_link_stands_for_is_found_and_trained_again(
+    copy: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (copy / "lineage" / "chain.jsonl").read_text().splitlines(keepends=True)
+    (copy / "lineage" / "chain.jsonl").write_text("".join(lines[:3]))
+    assert [f.where for f in verify(copy, contents=False).findings] == ["checkpoints/8"]
+    began = config("persona", out=copy, steps=8, checkpoint_every=2, keep=2, mesh=MESHES["2x2x2"])
+    train(began, progress=False)
+    assert "step 8 was saved, but not to the end" in capsys.readouterr().err
+    assert Provenance(copy).record(4).tensors == Provenance(run).record(4).tensors, "not trained to the same bits"
+    assert verify(copy).findings == ()
+
+
+def test_a_broken_chain_stops_a_run(copy: Path) -> None:
+    chain = copy / "lineage" / "chain.jsonl"
+    chain.write_text(chain.read_text().replace('"step":4', '"step":5', 1))
+    with pytest.raises(InputError, match="link 2"):
+        train(config("persona", out=copy, steps=10), progress=False)
+    with pytest.raises(InputError, match="see abi verify"):
+        Version.open(str(copy))
+
+
+def test_diff_names_what_changed_and_by_how_much(run: Path) -> None:
+    base, personas = Version.open(str(run.parent / "base")), Version.open(str(run))
+    changes, same = diff(base, personas)
+    assert {c.kind for c in changes} == {"added"} and same == sum(n.startswith("params/") for n in base.record.tensors)
+    changes, same = diff(Version.open(f"{run}@6"), personas)
+    assert changes and all(c.name.startswith("params/persona.") and c.kind == "changed" for c in changes)
+    a, b = (ModelDirectory(run).read_tensor(step, changes[0].name).astype(np.float64) for step in (6, 8))
+    assert changes[0].largest == np.abs(b - a).max()
+    assert changes[0].relative == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a))
+    with pytest.raises(InputError, match="its steps: 6, 8"):
+        Version.open(f"{run}@7")
+
+
+def test_going_back_names_the_link_it_went_back_to(tmp_path: Path) -> None:
+    began = config(out=tmp_path / "run", steps=6, checkpoint_every=2, keep=3, mesh=MESHES["data"])
+    train(began, progress=False)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    train(began, progress=False)
+    links = Provenance(tmp_path / "run").chain.links()
+    assert [link.step for link in links] == [2, 4, 6, 6]
+    assert links[3].parents == (links[1].hash,) and links[3].content == links[2].content
+
+
+def test_a_run_stopped_in_its_first_save_begins_again(tmp_path: Path) -> None:
+    began = config(out=tmp_path / "run", steps=4, checkpoint_every=2, mesh=MESHES["data"])
+    with interrupted(after=3):
+        train(began, progress=False)
+    (tmp_path / "run" / "lineage" / "chain.jsonl").unlink()
+    train(replace(began, resume="auto"), progress=False)
+    assert [link.step for link in Provenance(tmp_path / "run").chain.links()] == [2, 4]
