@@ -4,13 +4,14 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from abi_jax import __version__
 from abi_jax.cli.shared import simulate
-from abi_jax.errors import InputError
+from abi_jax.errors import InputError, Preempted
 
 VERBS = (
     *("demo", "import", "train", "generate", "chat", "export", "embed", "info"),
@@ -27,7 +28,7 @@ EPILOG = """examples:
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
   abi log runs/personas; abi verify runs/personas   what it was made from; whether it still is
 
-Exit status: 0 done, 1 a check failed, 2 bad input."""
+Exit status: 0 done, 1 a check failed, 2 bad input, 143 stopped by SIGTERM with everything saved."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = _module(options.verb).run(options)
     except InputError as error:
         return _fail(str(error), options.json)
+    except Preempted as stopped:
+        if options.json:
+            print(json.dumps({"stopped": str(stopped), "step": stopped.step}))
+        print(f"abi: {stopped}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

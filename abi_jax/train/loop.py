@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches, Split, merge_states
-from abi_jax.errors import InputError
+from abi_jax.errors import InputError, Preempted
 from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
 from abi_jax.model.provenance import Provenance
 from abi_jax.sharding.context import use
@@ -26,6 +26,7 @@ from abi_jax.sharding.rules import AxisRules
 from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.optimizer import make_optimizer
+from abi_jax.train.preemption import Preemption
 from abi_jax.train.setup import Run, prepare
 from abi_jax.train.step import TrainState, abstract_moments, batch_share, initial_state, make_step, place_batch
 
@@ -33,7 +34,10 @@ METRICS, SETTINGS = "metrics.jsonl", "train.yaml"
 
 
 def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
-    """Runs to `config.steps` and returns the last metrics. Continues what `config.out` holds, as `resume` says."""
+    """Runs to `config.steps` and returns the last metrics. Continues what `config.out` holds, as `resume` says.
+
+    Raises `Preempted` where SIGTERM stopped it, once all is saved.
+    """
     check_writable(config.out)
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
@@ -154,14 +158,15 @@ def _loop(
     parents, settings = _parents(run, done), dump_yaml(run.config)
     last: dict[str, Any] = {}
     report = Reporter(config, batches.groups, done, progress)
-    with report:
+    with report, Preemption() as preemption:
         while done < config.steps:
             batch = place_batch(pad_personas(next(batches), capacity), run.mesh, run.rules, config.data.batch_size)
             state, metrics = step(state, frozen, batch)
             if done == start:  # it compiled: from here on there is something to keep
                 _open_directory(run, done)
             done += 1
-            save = done % config.checkpoint_every == 0 or done == config.steps
+            stop = preemption.reached(done) and done < config.steps
+            save = stop or done % config.checkpoint_every == 0 or done == config.steps
             if save or done % config.log_every == 0:
                 _check_finite(done, metrics, checkpoints)
             if done % config.log_every == 0 or done == config.steps:
@@ -169,6 +174,8 @@ def _loop(
             if save:
                 checkpoints.save(state, frozen, gather_position(batches), settings, parents)
                 parents = ()
+            if stop:
+                raise Preempted(done)
     return last
 
 

@@ -39,6 +39,25 @@ with use(mesh):
 """
 
 
+# One process of two is told to stop; both do, after the same step.
+STOPPED = """
+import contextlib, sys, jax
+from pathlib import Path
+from abi_jax.errors import Preempted
+from abi_jax.sharding import initialize
+initialize()
+from abi_jax.train.loop import train
+from tests.train.tiny import MESHES, config, signalled
+
+run = config("backbone", out=Path(sys.argv[1]), mesh=MESHES["data"], steps=100_000, checkpoint_every=100_000)
+with signalled(after=6) if jax.process_index() == 1 else contextlib.nullcontext():
+    try:
+        train(run, progress=False)
+    except Preempted as stopped:
+        print("stopped", stopped.step)
+"""
+
+
 def prompts() -> list[Prompt]:
     """Abbey, Aviva, half of each, and the base model."""
     mixtures = ([1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0], None)
@@ -49,6 +68,15 @@ def prompts() -> list[Prompt]:
 def losses(folder: Path) -> list[float]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    command = (sys.executable, "-c", STOPPED, str(tmp_path / "run"))
+    assert launch(LocalConfig(command, processes=2, devices=4, prefix=False), stdout, stderr) == 0, stderr.getvalue()
+    said = {line for line in stdout.getvalue().splitlines() if line.startswith("stopped")}
+    (step,) = ModelDirectory(tmp_path / "run").steps()
+    assert said == {f"stopped {step}"} and verify(tmp_path / "run").findings == ()
 
 
 def test_two_processes_train_and_answer_as_one(tmp_path: Path) -> None:

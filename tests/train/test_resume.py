@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from abi_jax.config import dump_yaml
-from abi_jax.errors import InputError
+from abi_jax.errors import InputError, Preempted
 from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.verify import verify
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.loop import train
-from tests.train.tiny import MESHES, STEPS, config, equal, interrupted, listing, single
+from tests.train.tiny import MESHES, STEPS, config, equal, interrupted, listing, signalled, single
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -183,6 +184,17 @@ def test_a_run_that_cannot_start_writes_nothing(changes: dict[str, Any], message
     with pytest.raises(InputError, match=message):
         train(backbone(tmp_path / "run", **changes), progress=False)
     assert listing(tmp_path) == []
+
+
+def test_sigterm_saves_the_step_it_comes_in_and_the_run_goes_on(whole: Path, tmp_path: Path) -> None:
+    """Sent by the run to itself in its 7th step; no checkpoint was due before the 10th."""
+    out = tmp_path / "run"
+    with signalled(after=6), pytest.raises(Preempted, match="SIGTERM after step 7, which is saved"):
+        train(backbone(out, checkpoint_every=10), progress=False)
+    assert ModelDirectory(out).steps() == [7] and verify(out).findings == ()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(backbone(out, checkpoint_every=10), progress=False)
+    assert losses(out) == losses(whole)
 
 
 @pytest.mark.slow

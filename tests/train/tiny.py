@@ -2,8 +2,9 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
@@ -128,21 +129,36 @@ def single(mode: str) -> Curve:
 
 
 @contextmanager
-def interrupted(after: int) -> Iterator[None]:
-    """Stops the training inside with Ctrl-C when `after` batches have been trained on."""
+def counting(after: int, then: Callable[[], None]) -> Iterator[None]:
+    """Does something when `after` batches have been trained on, in the training inside."""
     place, count = place_batch, 0
 
-    def counting(*args: Any) -> Any:
+    def placed(*args: Any) -> Any:
         nonlocal count
         count += 1
-        if count > after:
-            raise KeyboardInterrupt
+        if count == after + 1:
+            then()
         return place(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "place_batch", counting)
-        with pytest.raises(KeyboardInterrupt):
-            yield
+        patch.setattr(loop, "place_batch", placed)
+        yield
+
+
+@contextmanager
+def interrupted(after: int) -> Iterator[None]:
+    """Stops the training inside with Ctrl-C when `after` batches have been trained on."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with counting(after, stop), pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def signalled(after: int) -> AbstractContextManager[None]:
+    """Sends SIGTERM to this process when `after` batches have been trained on."""
+    return counting(after, lambda: signal.raise_signal(signal.SIGTERM))
 
 
 def equal(a: Tree, b: Tree) -> bool:
