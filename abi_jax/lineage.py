@@ -9,6 +9,7 @@ is a text file of one link a line; its last hash, the head, stands for everythin
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical, sha256
 
 GENESIS = "0" * 64
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,10 @@ def parse_link(line: bytes) -> Link | str:
     try:
         value: Any = json.loads(line)
         link = Link(**{f.name: value[f.name] for f in fields(Link)} | {"parents": tuple(value["parents"])})
-        whole = link.line().encode() == line
-    except (ValueError, KeyError, TypeError, AttributeError):
+        hashes = (link.content, link.seal, link.config, link.position, link.previous, *link.parents)
+        whole = link.line().encode() == line and isinstance(link.step, int) and all(map(_HASH.fullmatch, hashes))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "not a link: damaged, or not written by this program"
     if not whole:
-        return f"its content does not have the hash it is given ({str(value.get('hash'))[:12]})"
+        return f"its content does not have the hash it is given ({str(value.get('hash'))[:12]!a})"
     return link

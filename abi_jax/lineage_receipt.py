@@ -66,7 +66,7 @@ def read_receipt(path: Path) -> Receipt:
         wrong = [name for name, f in expected.items() if not isinstance(getattr(receipt, name), f.type)]  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a receipt") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InputError(f"{path} is not a receipt; expected the JSON that abi receipt writes") from None
     if wrong or receipt.version != VERSION:
         raise InputError(f"{path} is not a receipt of version {VERSION}: {', '.join(wrong) or receipt.version}")

@@ -7,6 +7,7 @@ Exit status 1 where the receipt does not hold.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("receipt", type=Path, help="what abi receipt wrote")
     parser.add_argument("chain", type=Path, help="model directory, or a chain.jsonl")
-    parser.add_argument("--public-key", default="", metavar="HEX", help="whose signature it must bear")
+    parser.add_argument("--public-key", metavar="HEX", help="whose signature it must bear")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -30,11 +31,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     path = options.chain / "lineage" / "chain.jsonl" if options.chain.is_dir() else options.chain
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a model directory, or a chain.jsonl")
+    wanted = None if options.public_key is None else options.public_key.lower()
+    if wanted is not None and not re.fullmatch("[0-9a-f]{64}", wanted):
+        raise InputError(f"--public-key {options.public_key!r}; expected 64 hexadecimal digits")
     receipt = read_receipt(options.receipt)
-    wrong = check_receipt(receipt, Chain(path), options.public_key.lower())
+    wrong = check_receipt(receipt, Chain(path), wanted or "")
     if not options.json:
         for reason in wrong:
             print(reason)
         signed = f"signed with {receipt.public_key[:16]}" if receipt.public_key else "not signed"
+        signed += ", whom you did not name" if receipt.public_key and wanted is None else ""
         print(f"{options.receipt}: {'does not hold' if wrong else 'holds'}; link {receipt.number}, {signed}")
     return {"ok": not wrong, "wrong": wrong}

@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     if not options.json:
         for change in changes:
-            by = "" if change.relative is None else f"{change.relative:10.3g} of its norm, at most {change.largest:.3g}"
+            by = "" if change.relative is None else f"{change.relative:10.3g} of its norm, "
+            by += "" if change.largest is None else f"at most {change.largest:.3g}"
             print(f"{change.kind:8} {change.name.partition('/')[2]:48} {by}")
         print(f"{len(changes)} tensors differ, {same} are the same")
     return {"changes": [asdict(change) for change in changes], "same": same}

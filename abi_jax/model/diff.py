@@ -1,6 +1,5 @@
 """What changed between two versions of a model: which tensors, and by how much."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from abi_jax.model.provenance import Provenance, Record
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that differs. largest: of `|b - a|`; relative: `||b - a|| / ||a||`; None where shapes differ."""
+    """A tensor that differs. largest: of `|b - a|`; relative: `||b - a|| / ||a||`; None where it says nothing."""
 
     name: str
     kind: Literal["changed", "added", "removed"]
@@ -34,17 +33,20 @@ class Version:
     def open(cls, name: str) -> "Version":
         """Reads `directory` (its newest step) or `directory@step`. Raises `InputError` where there is none."""
         given, at, step = name.rpartition("@")
-        path = ModelDirectory.open(given if at and step.isdigit() else name).path
+        path = ModelDirectory.open(given if at and step.isdecimal() else name).path
         provenance = Provenance(path)
         steps = provenance.steps()
-        wanted = int(step) if at and step.isdigit() else max(steps, default=-1)
+        wanted = int(step) if at and step.isdecimal() else max(steps, default=-1)
         if wanted not in steps:
             raise InputError(f"{name!r}: no step of {str(path)!r}; its steps: {', '.join(map(str, steps)) or 'none'}")
         return cls(path, provenance.record(steps[wanted]))
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor, as f64 where it is a number."""
-        return np.asarray(ModelDirectory(self.path).read_tensor(self.record.step, name)).astype(np.float64)
+        try:
+            return np.asarray(ModelDirectory(self.path).read_tensor(self.record.step, name)).astype(np.float64)
+        except (ValueError, OSError):
+            raise InputError(f"{name} of {str(self.path)!r} cannot be read; see abi verify") from None
 
 
 def diff(
@@ -69,6 +71,6 @@ def diff(
         old, new = a.read(name), b.read(name)
         norm, moved = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
         largest = float(np.max(np.abs(new - old), initial=0.0))
-        found.append(Change(name, "changed", largest, moved / norm if norm else math.inf))
+        found.append(Change(name, "changed", largest, moved / norm if norm else None))
     found.sort(key=lambda c: (-1.0 if c.relative is None else -c.relative, c.name))
     return found, len(both) - len(differ)

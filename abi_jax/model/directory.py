@@ -8,10 +8,12 @@ runs/base/
   lineage/          what every step was made from (see model/provenance.py)
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,16 +103,33 @@ class ModelDirectory:
         with ocp.CheckpointManager(self.checkpoints, options=options()) as manager:
             manager.save(step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
 
-    def read_tensor(self, step: int, name: str) -> np.ndarray:
+    def read_tensor(self, step: int, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """Reads one array of a step as it is stored: `name` is its path, with dots, after its item and a slash.
 
-        Raises `ValueError` where it cannot be read.
+        Raises `ValueError` where it cannot be read, or is stored with another shape.
         """
         item, _, path = name.partition("/")
-        stored = {"driver": "ocdbt", "base": f"file://{self.checkpoints / str(step) / item}/", "path": f"{path}/"}
+        base = {"driver": "file", "path": f"{self.checkpoints / str(step) / item}/"}
+        stored = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
         array = ts.open({"driver": "zarr", "kvstore": stored}, open=True, read=True).result()
+        if shape is not None and tuple(array.shape) != tuple(shape):
+            raise ValueError(f"{name} is stored with shape {array.shape}; expected {shape}")
         found: np.ndarray = array.read().result()
         return found
+
+    def tensor_names(self, step: int) -> list[str]:
+        """The arrays of a step, by the names that `read_tensor` takes."""
+        found = []
+        for about in sorted((self.checkpoints / str(step)).glob("*/_METADATA")):
+            for entry in json.loads(about.read_text(encoding="utf-8"))["tree_metadata"].values():
+                if entry["value_metadata"]["value_type"] == "jax.Array":
+                    path = ".".join(str(key["key"]) for key in entry["key_metadata"])
+                    found.append(f"{about.parent.name}/{path}")
+        return found
+
+    def read_json(self, step: int, item: str) -> Any:
+        """Reads an item of a step that is JSON."""
+        return json.loads((self.checkpoints / str(step) / item / "metadata").read_text(encoding="utf-8"))
 
     def load_params(
         self,
@@ -162,5 +181,8 @@ def options(keep: int | None = None, asynchronous: bool = False) -> ocp.Checkpoi
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file under another name first, so that what is at `path` is always whole."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

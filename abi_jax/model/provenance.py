@@ -44,12 +44,15 @@ class Record:
         return canonical({**vars(self), "tensors": tensors, "files": dict(self.files)}).decode() + "\n"
 
     @classmethod
-    def parse(cls, text: str) -> "Record":
-        """Reads what `text` returned. Raises `ValueError` where it is anything else."""
-        value = json.loads(text)
+    def parse(cls, data: bytes) -> "Record":
+        """Reads what `text` returned, as bytes of a file. Raises `ValueError` where it is anything else."""
+        try:
+            value = json.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         tensors = {name: TensorDigest(dtype, tuple(shape), d) for name, (dtype, shape, d) in value["tensors"].items()}
         record = cls(**{**value, "tensors": tensors})
-        if record.text() != text:
+        if record.text().encode() != data:
             raise ValueError("not the canonical text of a record")
         return record
 
@@ -81,7 +84,9 @@ class Record:
 def named(item: str, tree: Any) -> dict[str, Any]:
     """The arrays of a tree by the names they have in a record: `item/path.of.names`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {f"{item}/{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in leaves}
+    found = {f"{item}/{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in leaves}
+    assert len(found) == len(leaves), "two paths have one name"
+    return found
 
 
 def write_model(
@@ -110,8 +115,8 @@ class Provenance:
     """The lineage of one model directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.chain = Chain(path / "lineage" / "chain.jsonl")
+        self.path = path.absolute()
+        self.chain = Chain(self.path / "lineage" / "chain.jsonl")
 
     def steps(self) -> dict[int, int]:
         """The steps that are there, whole and linked: the number of the last link of each."""
@@ -136,7 +141,7 @@ class Provenance:
         """The record of link `number`. Raises `InputError` where it is missing or does not answer its link."""
         path = self.record_path(number)
         try:
-            record = Record.parse(path.read_text(encoding="utf-8"))
+            record = Record.parse(path.read_bytes())
             right = record.answers(self.chain.links()[number - 1])
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; expected the record of link {number}") from None
@@ -145,6 +150,24 @@ class Provenance:
         if not right:
             raise InputError(f"{path} is not what link {number} of {self.chain.path} stands for: one was changed")
         return record
+
+    def adopt(self, step: int, config: Any) -> Link:
+        """Appends the link of a step that was written whole, but not linked before its run was killed.
+
+        Its digests are of what the files hold. Raises `InputError` where they cannot be read.
+        """
+        directory = ModelDirectory(self.path)
+        tensors: dict[str, TensorDigest] = {}
+        try:
+            for name in directory.tensor_names(step):
+                tensors |= digest_tree({name: directory.read_tensor(step, name)})
+            position = directory.read_json(step, "position")
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"step {step} of {str(self.path)!r} has no link and cannot be read ({error}); remove "
+                f"checkpoints/{step} to go on from the step before it"
+            ) from None
+        return self.add(step, tensors, config, position)
 
     def add(
         self,

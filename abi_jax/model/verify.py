@@ -46,17 +46,17 @@ def verify(path: Path, contents: bool = True, track: Track = lambda names, total
     """
     directory, provenance = ModelDirectory.open(path), Provenance(path)
     if not provenance.chain.path.is_file():
-        raise InputError(f"{str(path)!r} has no {provenance.chain.path.relative_to(path)}; expected a model's lineage")
-    chain = provenance.chain.path.relative_to(path).as_posix()
+        raise InputError(f"{str(path)!r} has no lineage/chain.jsonl; expected a model's lineage")
+    chain = provenance.chain.path.relative_to(provenance.path).as_posix()
     findings, records = [], {}
     entries = list(provenance.chain.entries())
     for number, link in enumerate(entries, 1):
-        place = provenance.record_path(number).relative_to(path).as_posix()
+        place = provenance.record_path(number).relative_to(provenance.path).as_posix()
         if isinstance(link, Break):
             findings.append(Finding(chain, str(link)))
             continue
         try:
-            record = Record.parse(provenance.record_path(number).read_text(encoding="utf-8"))
+            record = Record.parse(provenance.record_path(number).read_bytes())
         except OSError as error:
             findings.append(Finding(place, f"{error.strerror}"))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -103,7 +103,7 @@ def _check_step(
 
 def _holds(provenance: Provenance, record: Record, name: str) -> bool:
     try:
-        stored: Any = ModelDirectory(provenance.path).read_tensor(record.step, name)
+        stored: Any = ModelDirectory(provenance.path).read_tensor(record.step, name, record.tensors[name].shape)
     except (ValueError, OSError):
         return False
     return digest_tree({name: stored})[name] == record.tensors[name]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from abi_jax.errors import InputError
 from abi_jax.lineage_digest import Snapshot
 from abi_jax.model.directory import PARAMS, ModelDirectory, options
 from abi_jax.model.provenance import Provenance, named
@@ -88,8 +89,12 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
 
     def _try_link(self, *args: Any) -> None:
+        step = args[0]
         try:
             self._link(*args)
+        except OSError as error:
+            where = error.filename or self.provenance.path
+            self._error = InputError(f"{where}: {error.strerror}; step {step} is saved, but its link is not")
         except BaseException as error:
             self._error = error
 
@@ -102,14 +107,15 @@ class Checkpoints:
                 return
         while self._manager.is_saving_in_progress():
             time.sleep(POLL_SECONDS)
-        if step not in self._directory.steps():
-            return  # it failed: the manager says why when it is waited for
-        digests = taken.digests(shares.get() if jax.process_count() > 1 else [leaves])
-        self.provenance.add(step, digests, config, position, parents)
-        shares.remove()
+        try:
+            if step in self._directory.steps():  # else it failed: the manager says why when it is waited for
+                digests = taken.digests(shares.get() if jax.process_count() > 1 else [leaves])
+                self.provenance.add(step, digests, config, position, parents)
+        finally:
+            shares.remove()
 
     def _shares(self, step: int) -> "_Shares":
-        return _Shares(self.provenance.path / "lineage" / f"{step}.partial")
+        return _Shares(self.provenance.path / "lineage" / f"shares-{step}")
 
     def __enter__(self) -> "Checkpoints":
         return self

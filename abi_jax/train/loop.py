@@ -2,12 +2,10 @@
 
 import json
 import math
-import shutil
 import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +42,7 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         run = prepare(_adapt(config), mesh, rules)
         with open_batches(run, "train") as batches, Checkpoints(config.out, config.keep) as checkpoints:
             state, frozen = _begin(run, batches, checkpoints)
-            return _loop(run, state, frozen, batches, checkpoints, progress)
+            return _loop(run, state, frozen, batches, checkpoints, progress, dump_yaml(config))
 
 
 def open_batches(run: Run, split: Split, **changes: Any) -> Batches:
@@ -67,29 +65,37 @@ def _adapt(config: TrainConfig) -> TrainConfig:
             raise InputError(f"out = {str(config.out)!r} holds a run already; choose another, or resume=auto")
         if ModelDirectory(config.out).steps():
             _check_same_run(config)
-            _drop_unlinked(config.out)
-            if not ModelDirectory(config.out).steps():
-                return config
+            _link_unlinked(config)
             return replace(config, model=replace(config.model, init=config.out))
     if config.resume == "must":
         raise InputError(f"out = {str(config.out)!r} holds no run to resume")
     return config
 
 
-def _drop_unlinked(out: Path) -> None:
-    """Removes what was saved last where the run was killed before it was linked: it is trained again."""
-    provenance = Provenance(out)
+def _link_unlinked(config: TrainConfig) -> None:
+    """Links what was saved last where the run was killed between saving and linking it.
+
+    Raises `InputError` where more than the newest step has no link: then the chain is not that of these checkpoints.
+    """
+    provenance, out = Provenance(config.out), str(config.out)
     if not provenance.chain.path.parent.is_dir():
-        raise InputError(f"{str(out)!r} holds checkpoints but no lineage; expected the whole directory of a run")
-    unlinked = provenance.unlinked()
+        raise InputError(
+            f"{out!r} holds checkpoints but no lineage; expected the whole directory of a run, or another out with "
+            f"model.init = {out}"
+        )
+    unlinked, linked = provenance.unlinked(), provenance.steps()
+    if len(unlinked) > 1 or any(step < max(linked, default=0) for step in unlinked):
+        raise InputError(
+            f"{out!r} holds steps {', '.join(map(str, unlinked))} that no link of {provenance.chain.path} stands for; "
+            "expected the chain that was written with them; see abi verify"
+        )
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("unlinked steps are known")
-    if jax.process_index() == 0:
-        for step in unlinked:
-            print(f"{out}: step {step} was saved, but not to the end; training it again", file=sys.stderr)
-            shutil.rmtree(ModelDirectory(out).checkpoints / str(step))
+    if unlinked and jax.process_index() == 0:
+        print(f"{out}: step {unlinked[0]} was saved, but not linked; linking it", file=sys.stderr)
+        provenance.adopt(unlinked[0], dump_yaml(config))
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("unlinked steps are gone")
+        multihost_utils.sync_global_devices("all steps are linked")
 
 
 def _parents(run: Run, done: int) -> tuple[str, ...]:
@@ -149,13 +155,19 @@ def _open_directory(run: Run, done: int) -> None:
 
 
 def _loop(
-    run: Run, state: TrainState, frozen: Any, batches: Batches, checkpoints: Checkpoints, progress: bool
+    run: Run,
+    state: TrainState,
+    frozen: Any,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    progress: bool,
+    settings: str,
 ) -> dict[str, Any]:
     config = run.config
     capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
     step = make_step(run.objective(len(batches.groups)), make_optimizer(config.optimizer, config.steps), run.updates)
     start = done = int(state.step)
-    parents, settings = _parents(run, done), dump_yaml(run.config)
+    parents = _parents(run, done)
     last: dict[str, Any] = {}
     report = Reporter(config, batches.groups, done, progress)
     with report, Preemption() as preemption:

@@ -61,6 +61,7 @@ def test_receipts_are_written_signed_and_checked(model: Path, tmp_path: Path, ab
         (("verify", "{}"), "is not a model directory"),
         (("receipt", "{}/personas", "{}/r.json", "--link", "9"), "has links 1 to 1"),
         (("receipt", "{}/personas", "{}/r.json", "--key", "{}/none.pem"), "expected a private key"),
+        (("check-receipt", "{}/r.json", "{}/personas", "--public-key", ""), "expected 64 hexadecimal digits"),
         (("check-receipt", "{}/r.json", "{}/none"), "expected a model directory, or a chain.jsonl"),
     ],
 )

@@ -76,7 +76,7 @@ def test_200_flipped_bytes_are_all_found_and_named(copy: Path, run: Path) -> Non
         if not whole:
             continue
         broken = bytearray(whole)
-        broken[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+        broken[chosen.randrange(len(whole))] ^= chosen.randrange(1, 256)
         file.write_bytes(broken)
         name = file.relative_to(copy).as_posix()
         findings = [f for f in verify(copy, contents=False).findings if f.where == name]
@@ -116,17 +116,36 @@ def test_missing_extra_and_swapped_files_are_found(copy: Path) -> None:
     assert any(where.startswith("checkpoints/6/params/") for where in found)
 
 
-def test_a_step_that_no_link_stands_for_is_found_and_trained_again(
+def test_a_step_that_was_not_linked_yet_is_linked_when_the_run_goes_on(
     copy: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = (copy / "lineage" / "chain.jsonl").read_text().splitlines(keepends=True)
-    (copy / "lineage" / "chain.jsonl").write_text("".join(lines[:3]))
+    chain = copy / "lineage" / "chain.jsonl"
+    lines = chain.read_text().splitlines(keepends=True)
+    chain.write_text("".join(lines[:3]))
+    (copy / "lineage" / "4.json").unlink()
     assert [f.where for f in verify(copy, contents=False).findings] == ["checkpoints/8"]
     began = config("persona", out=copy, steps=8, checkpoint_every=2, keep=2, mesh=MESHES["2x2x2"])
     train(began, progress=False)
-    assert "step 8 was saved, but not to the end" in capsys.readouterr().err
-    assert Provenance(copy).record(4).tensors == Provenance(run).record(4).tensors, "not trained to the same bits"
+    assert "step 8 was saved, but not linked" in capsys.readouterr().err
+    assert Provenance(copy).record(4).tensors == Provenance(run).record(4).tensors
     assert verify(copy).findings == ()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_chain_that_is_not_of_these_checkpoints_stops_a_run(copy: Path, kept: int) -> None:
+    chain = copy / "lineage" / "chain.jsonl"
+    chain.write_text("".join(chain.read_text().splitlines(keepends=True)[:kept]))
+    with pytest.raises(InputError, match=r"holds steps 6, 8 that no link of .*chain.jsonl stands for"):
+        train(config("persona", out=copy, steps=10), progress=False)
+    assert ModelDirectory(copy).steps() == [6, 8]
+
+
+def test_a_relative_path_and_an_odd_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(run, tmp_path / "a#b%20c?d")
+    monkeypatch.chdir(tmp_path)
+    assert verify(Path("a#b%20c?d")).findings == ()
+    train(config(out=Path("here"), steps=1, mesh=MESHES["data"]), progress=False)
+    assert verify(Path("here")).findings == () and Provenance(Path("here")).steps() == {1: 1}
 
 
 def test_a_broken_chain_stops_a_run(copy: Path) -> None:
