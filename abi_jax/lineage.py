@@ -20,7 +20,7 @@ from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical, sha256
 
 GENESIS = "0" * 64
-_HASH = re.compile("[0-9a-f]{64}")
+HASH = re.compile("[0-9a-f]{64}")  # as text
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def parse_link(line: bytes) -> Link | str:
         value: Any = json.loads(line)
         link = Link(**{f.name: value[f.name] for f in fields(Link)} | {"parents": tuple(value["parents"])})
         hashes = (link.content, link.seal, link.config, link.position, link.previous, *link.parents)
-        whole = link.line().encode() == line and isinstance(link.step, int) and all(map(_HASH.fullmatch, hashes))
+        whole = link.line().encode() == line and isinstance(link.step, int) and all(map(HASH.fullmatch, hashes))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "not a link: damaged, or not written by this program"
     if not whole:

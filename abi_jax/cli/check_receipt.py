@@ -7,7 +7,6 @@ Exit status 1 where the receipt does not hold.
 """
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Checks, prints what is wrong, and returns it."""
-    from abi_jax.lineage import Chain
+    from abi_jax.lineage import HASH, Chain
     from abi_jax.lineage_receipt import check_receipt, read_receipt
+    from abi_jax.model.provenance import Provenance
 
-    path = options.chain / "lineage" / "chain.jsonl" if options.chain.is_dir() else options.chain
+    path = Provenance(options.chain).chain.path if options.chain.is_dir() else options.chain
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a model directory, or a chain.jsonl")
     wanted = None if options.public_key is None else options.public_key.lower()
-    if wanted is not None and not re.fullmatch("[0-9a-f]{64}", wanted):
+    if wanted is not None and not HASH.fullmatch(wanted):
         raise InputError(f"--public-key {options.public_key!r}; expected 64 hexadecimal digits")
     receipt = read_receipt(options.receipt)
     wrong = check_receipt(receipt, Chain(path), wanted or "")

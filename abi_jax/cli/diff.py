@@ -7,8 +7,9 @@ A version is a model directory (its newest step) or directory@step.
 """
 
 import argparse
-import sys
 from typing import Any
+
+from abi_jax.cli.shared import track_tensors
 
 HELP = "which tensors changed, and by how much"
 
@@ -24,17 +25,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Compares, prints the changes and returns them."""
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
     from abi_jax.model.diff import Version, diff
 
     item = "optimizer" if options.optimizer else "params"
-    changes, same = diff(
-        Version.open(options.a),
-        Version.open(options.b),
-        item,
-        lambda names, total: tqdm(names, "tensors", total, disable=not sys.stderr.isatty(), leave=False),
-    )
+    changes, same = diff(Version.open(options.a), Version.open(options.b), item, track_tensors)
     if not options.json:
         for change in changes:
             by = "" if change.relative is None else f"{change.relative:10.3g} of its norm, "

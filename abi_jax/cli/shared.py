@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -25,6 +26,14 @@ def read_lines(source: TextIO) -> Iterator[str]:
         yield from iter(source.readline, "")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text: byte {error.start}: {error.reason}") from None
+
+
+def track_tensors(names: Iterable[str], total: int) -> Iterable[str]:
+    """The names of tensors as they are worked on, with a progress bar in a terminal."""
+    from tqdm import tqdm
+
+    bar: Iterable[str] = tqdm(names, "tensors", total, disable=not sys.stderr.isatty(), leave=False)
+    return bar
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:

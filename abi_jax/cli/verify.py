@@ -7,9 +7,10 @@ Names each damaged file and the tensors that no longer hold what they held. Exit
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from abi_jax.cli.shared import track_tensors
 
 HELP = "find and name damage to a model"
 
@@ -24,15 +25,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Checks, prints what was found, and returns it."""
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
     from abi_jax.model.verify import verify
 
-    result = verify(
-        options.model,
-        not options.quick,
-        lambda names, total: tqdm(names, "tensors", total, disable=not sys.stderr.isatty(), leave=False),
-    )
+    result = verify(options.model, not options.quick, track_tensors)
     if not options.json:
         for finding in result.findings:
             print(finding)

@@ -104,11 +104,8 @@ def _parents(run: Run, done: int) -> tuple[str, ...]:
     if source is None:
         return ()
     provenance = Provenance(source)
-    if source != out:
-        head = provenance.head()
-    else:
-        head = "" if provenance.head(done) == provenance.chain.head else provenance.head(done)
-    return (head,) if head else ()
+    head = provenance.head() if source != out else provenance.head(done)
+    return (head,) if head and (source != out or head != provenance.chain.head) else ()
 
 
 def _check_same_run(config: TrainConfig) -> None:
