@@ -6,6 +6,7 @@ mixture is merged into it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ from abi_jax.persona import SIMPLEX_TOLERANCE
 from abi_jax.sharding.rules import AxisRules
 
 BANK = "persona"  # where the bank is in a tree of parameters
+
+# where a block keeps each of its projections
+ROOMS = dict.fromkeys(("q", "k", "v", "o"), "attention") | dict.fromkeys(("gate", "up", "down"), "mlp")
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def bounded(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]:
 def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) -> Merged:
     """Folds the mixture `w` `[P]`, on the simplex or zero, into the base weights.
 
-    Core adapters fold into their matrices, `W + B (sum_p w_p C_p) A`. A persona head folds into the LM head,
-    `W (I + B A)`, where its routing does not depend on the token (one persona, or equal routes); a tied head
-    is untied for that. Injection whose gate is absent or constant folds into the embeddings, untying them as
+    Core adapters fold into their matrices, `W + B (sum_p w_p C_p) A`, and LoRA likewise. A persona head folds into
+    the LM head, `W (I + B A)`, where its routing does not depend on the token (one persona, or equal routes); a
+    tied head is untied for that. Injection whose gate is absent or constant folds into the embeddings, untying them as
     well. Attention masks, a gate that reads the token and a head that routes do not fold and are reported.
     The merged model acts on all tokens, the prompt's too; reading rules are not weights and are not merged.
     """
@@ -89,9 +93,10 @@ def merge_persona(config: ModelConfig, params: Tree, w: np.ndarray | jax.Array) 
         raise InputError("the model has no personas to merge; expected one with a persona bank")
     mixture = _mixture(w, shape.capacity)
     plain, base = drop_personas(config, params)
-    out = _Fold(plain, _flat(base), _flat(params[BANK]), mixture, [])
+    out = _Fold(plain, shape, _flat(base), _flat(params[BANK]), mixture, [])
     if mixture.any():
         out.cores()
+        out.lora()
         out.masks()
         out.injection()
         out.heads()
@@ -103,6 +108,7 @@ class _Fold:
     """The state of one merge: what becomes of the base, and the bank, both by path."""
 
     config: ModelConfig
+    shape: PersonaShape
     base: dict[str, jax.Array]
     bank: dict[str, jax.Array]
     w: np.ndarray
@@ -118,16 +124,29 @@ class _Fold:
         return self.bank[path].astype(jnp.float32)
 
     def cores(self) -> None:
-        rooms = {"qkv": "attention", "o": "attention", "up": "mlp", "down": "mlp"}
         for group in [path.split(".")[1] for path in self.bank if path.endswith(".core")]:
             mixed = np.einsum("p,plnij->lnij", self.w, self.f32(f"cores.{group}.core"))
             for layer, n in np.argwhere(mixed.any((2, 3))):
                 name, r = CORE_TARGETS[group][n], mixed.shape[-1]
-                path = f"layers.{layer}.{rooms[group]}.{name}.kernel"
+                path = f"layers.{layer}.{ROOMS[name]}.{name}.kernel"
                 A = self.f32(f"cores.{group}.down.{layer}")[n * r : (n + 1) * r]
                 B = self.f32(f"cores.{group}.up.{name}.{layer}")
                 kernel = self.base[path]
                 self.base[path] = jax.device_put(_add_core(kernel, B.T, mixed[layer, n], A), kernel.sharding)
+
+    def lora(self) -> None:
+        shape = self.shape
+        for name in [path.split(".")[1] for path in self.bank if path.startswith("lora.") and path.endswith(".up")]:
+            up, down = self.f32(f"lora.{name}.up"), self.f32(f"lora.{name}.down")
+            if not self._acts(up):
+                continue
+            if name == "head":
+                self._untie()
+            mixed = up * (self.w * shape.lora_alpha / shape.lora_rank)[:, None, None, None]
+            for layer in range(up.shape[1]):
+                path = "head.kernel" if name == "head" else f"layers.{layer}.{ROOMS[name]}.{name}.kernel"
+                A, B = (x[:, layer].reshape(-1, x.shape[-1]) for x in (down, mixed))
+                self.change(path, partial(_add_product, B.T, A))
 
     def masks(self) -> None:
         if "masks.u" not in self.bank:
@@ -191,6 +210,10 @@ class _Fold:
 @jax.jit
 def _add_core(kernel: jax.Array, up: jax.Array, core: jax.Array, down: jax.Array) -> jax.Array:
     return (kernel.astype(jnp.float32) + up @ core @ down).astype(kernel.dtype)
+
+
+def _add_product(up: jax.Array, down: jax.Array, kernel: jax.Array) -> jax.Array:
+    return kernel + up @ down
 
 
 def _mixture(w: np.ndarray | jax.Array, capacity: int) -> np.ndarray:

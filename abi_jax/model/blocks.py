@@ -71,7 +71,10 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, terms: LayerTerms, w: jax.Array | None) -> jax.Array:
         """`[B, T, D]` and mixture `[B, T, P]` to `[B, T, D]`."""
         y = terms.adapt("up", [self.up(x)], x, w)[0]
-        y = activate(y, self.activation) if self.gate is None else activate(self.gate(x), self.activation) * y
+        if self.gate is None:
+            y = activate(y, self.activation)
+        else:
+            y *= activate(terms.adapt("gate", [self.gate(x)], x, w)[0], self.activation)
         return terms.adapt("down", [self.down(y)], y, w)[0]
 
 

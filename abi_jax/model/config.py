@@ -31,11 +31,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class PersonaShape:
-    """Sizes of the persona terms. `mask` or `injection` false, `head_rank` or `core_rank` 0 leave that term out.
+    """Sizes of the persona terms. `mask` or `injection` false, a rank of 0 leave that term out.
 
     `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing. `mask_bound`:
-    see `model.persona.MaskQueries`. `response_only` says how the bank was trained, and so how it is served; a run
-    sets it from `data.response_only`.
+    see `model.persona.MaskQueries`. `lora_rank`, scaled by `lora_alpha`: LoRA for every persona, the usual baseline
+    (see `model.lora`). `response_only` says how the bank was trained, and so how it is served; a run sets it from
+    `data.response_only`.
     """
 
     capacity: int = 8
@@ -48,19 +49,25 @@ class PersonaShape:
     head_rank: int = 4
     core_rank: int = 8
     core_mlp: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     response_only: bool = True
 
     def __post_init__(self) -> None:
         for name in ("capacity", "mask_lexical", "injection_rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"persona.{name} = {getattr(self, name)}; expected at least 1")
-        for name in ("head_rank", "core_rank"):
+        for name in ("head_rank", "core_rank", "lora_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"persona.{name} = {getattr(self, name)}; expected 0 (no such term) or more")
         if self.mask_bound is not None and not self.mask_bound > 0:
             raise InputError(f"persona.mask_bound = {self.mask_bound}; expected a number above 0, or null for no bound")
-        if not (self.mask or self.injection or self.head_rank or self.core_rank):
-            raise InputError("persona: mask, injection, head_rank and core_rank are all off; expected at least one")
+        if not self.lora_alpha > 0:
+            raise InputError(f"persona.lora_alpha = {self.lora_alpha}; expected a number above 0")
+        if not (self.mask or self.injection or self.head_rank or self.core_rank or self.lora_rank):
+            raise InputError(
+                "persona: mask, injection, head_rank, core_rank and lora_rank are all off; expected at least one"
+            )
 
 
 @dataclass(frozen=True)

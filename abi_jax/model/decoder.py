@@ -139,6 +139,8 @@ class Decoder(nnx.Module):
             y = self.head(h)
         else:
             y = project(h, self.embedding.get_value())
+        if self.persona is not None and mixture is not None:
+            y = self.persona.logits(y, h, mixture)
         y = y.astype(jnp.float32)
         cap = self.config.logit_softcap
         return y if cap is None else cap * jnp.tanh(y / cap)

@@ -19,6 +19,7 @@ from flax import nnx
 from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.layers import projection
+from abi_jax.model.lora import LowRank, make_lora, share
 from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param
 from abi_jax.text.roles import NUM_ROLES
@@ -196,6 +197,7 @@ class LayerTerms:
 
     u: jax.Array | None = None
     cores: Mapping[str, LayerCores] = field(default_factory=dict)
+    lora: Mapping[str, list[LowRank]] = field(default_factory=dict)
     mixed: bool = field(default=False, metadata={"static": True})
 
     def bias(self, w: jax.Array | None, roles: jax.Array, features: jax.Array | None) -> Bias | None:
@@ -206,9 +208,11 @@ class LayerTerms:
 
     def adapt(self, name: str, outs: list[jax.Array], x: jax.Array, w: jax.Array | None) -> list[jax.Array]:
         """Projections `outs` of `x` `[B, T, in]`, changed by the adapters of that name, if there are any."""
-        if w is None or name not in self.cores:
-            return outs
-        return [y + change for y, change in zip(outs, self.cores[name](x, w), strict=True)]
+        if w is not None and name in self.cores:
+            outs = [y + change for y, change in zip(outs, self.cores[name](x, w), strict=True)]
+        if w is not None and name in self.lora:
+            outs = [y + adapter(x, w) for y, adapter in zip(outs, self.lora[name], strict=True)]
+        return outs
 
 
 class PersonaBank(nnx.Module):
@@ -223,6 +227,7 @@ class PersonaBank(nnx.Module):
         self.heads = PersonaHeads(c, shape) if shape.head_rank else None
         wanted = ("qkv", "o", "up", "down") if shape.core_mlp else ("qkv", "o")
         self.cores = nnx.Dict({name: CoreAdapters(c, shape, name) for name in wanted if shape.core_rank})
+        self.lora = nnx.Dict(make_lora(c, shape) if shape.lora_rank else {})
 
     def layers(self, w: jax.Array, roles: jax.Array) -> list[LayerTerms]:
         """Each layer's share, for tokens of mixture `[B, T, P]` and roles `[B, T]`.
@@ -236,7 +241,14 @@ class PersonaBank(nnx.Module):
             u = self.masks.values()
             us = _unstack(mix_queries(u, w, roles) if single else u, axis=2)
         cores = {name: adapters.layers(w[:, 0] if single else None) for name, adapters in self.cores.items()}
-        return [LayerTerms(u, {name: of[i] for name, of in cores.items()}, single) for i, u in enumerate(us)]
+        lora = {name: adapters.layers() for name, adapters in self.lora.items()}
+        return [
+            LayerTerms(u, {name: of[i] for name, of in cores.items()}, share(lora, i), single) for i, u in enumerate(us)
+        ]
+
+    def logits(self, logits: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
+        """The LM head's output `[B, T, V]` on hidden states `[B, T, D]`, changed by the head's LoRA, if any."""
+        return logits + self.lora["head"].layers()[0](h, w) if "head" in self.lora else logits
 
 
 def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:

@@ -111,6 +111,12 @@ def test_cores_alone_keep_the_embeddings_tied() -> None:
     assert check_merge("qwen2", config, params, np.array([0.5, 0.5, 0], np.float32)).tied_embeddings
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_lora_folds_whole_for_every_mixture(name: str) -> None:
+    only_lora = PersonaShape(capacity=3, mask=False, injection=False, head_rank=0, core_rank=0, lora_rank=2)
+    check_merge(name, *trained(*imported(name), only_lora), np.array([0.25, 0.75, 0], np.float32))
+
+
 def test_what_cannot_be_folded_is_named() -> None:
     config, params = trained(*imported("llama2"), SHAPE)
     mixed = merge_persona(config, params, np.array([0.5, 0.5, 0], np.float32))

@@ -40,6 +40,7 @@ from abi_jax.text.roles import NUM_ROLES, Role
 from tests.model.cases import (
     KEY,
     LLAMA,
+    MIXED,
     NAMES,
     PERSONAS,
     SHAPE,
@@ -61,7 +62,6 @@ from tests.model.cases import (
 EACH = pytest.mark.parametrize("name", NAMES)
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 # nobody, two alone, a mixture
-MIXED = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0.2, 0.5, 0.3, 0]], np.float32)
 ROWS = conversations()
 MASK_BOUND = SHAPE.mask_bound or 0.0
 
