@@ -1,0 +1,197 @@
+"""What persona terms are worth: held-out perplexity against LoRA of the same size, and with each term left out.
+
+    python benchmarks/persona_quality.py --data ../shared/data --work runs/quality --backbone questions
+    python benchmarks/persona_quality.py --data ../shared/data --work runs/quality --backbone roles
+
+A backbone is trained from nothing and frozen; every variant is trained on it at each learning rate with one seed;
+the rate that does best on the validation part is then run with all seeds, and measured on the test part. Prints one
+JSON object. What was measured already is taken from `--work`, so that a run that was stopped goes on.
+
+--backbone questions: it has read what people said, of these sets and others, and no answer (personas learn answers)
+--backbone dialogues: it has read half of the dialogues (personas learn from the other half)
+--backbone roles:     policy, memory and history contradict each other, and each persona believes one of them
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quality_data import SETS, TRUSTS, cut_sets, questions, roles
+
+SHAPE: dict[str, Any] = {"capacity": 3, "core_rank": 6}
+BARE: dict[str, Any] = {"capacity": 3, "mask": False, "injection": False, "head_rank": 0, "core_rank": 0}
+# name -> (changes of the persona's shape, response-only)
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "formulas and cores": (SHAPE, True),
+    "LoRA": (BARE | {"lora_rank": 1}, True),
+    "LoRA on all positions": (BARE | {"lora_rank": 1}, False),
+    "on all positions": (SHAPE, False),
+    "without masks": (SHAPE | {"mask": False}, True),
+    "without injection": (SHAPE | {"injection": False}, True),
+    "without gate": (SHAPE | {"gate": False}, True),
+    "without heads": (SHAPE | {"head_rank": 0}, True),
+    "without cores": (SHAPE | {"core_rank": 0}, True),
+}
+ROLES_VARIANTS = ("formulas and cores", "without masks", "LoRA", "without cores")
+MODEL: dict[str, Any] = {
+    "vocab_size": 4096,
+    "d_model": 256,
+    "num_layers": 4,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "head_dim": 32,
+    "d_ff": 704,
+    "max_length": 512,
+}
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the public sets")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where runs and results are kept")
+    parser.add_argument("--backbone", choices=("questions", "dialogues", "roles"), default="questions")
+    parser.add_argument("--backbone-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=300, help="of every variant")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of: {'; '.join(VARIANTS)}")
+    options = parser.parse_args()
+    from abi_jax.sharding.host_memory import keep_memory
+
+    keep_memory()
+    work = options.work / options.backbone
+    data = options.work / "data"
+    if not (data / "done").exists():
+        cut_sets(options.data, data)
+        questions(options.data, data)
+        roles(options.data, data)
+        (data / "done").touch()
+    base = work / "base"
+    backbone(data, base, options.backbone, options.backbone_steps)
+    names = options.variants or (ROLES_VARIANTS if options.backbone == "roles" else VARIANTS)
+    report = {}
+    for name in names:
+        tried = {rate: measured(work, data, base, name, rate, options.seeds[0], options) for rate in options.rates}
+        best = min(tried, key=lambda rate: tried[rate]["validation"]["mean"])
+        runs = [measured(work, data, base, name, best, seed, options) for seed in options.seeds]
+        report[name] = summary(runs) | {
+            "learning_rate": best,
+            "validation_by_rate": {str(rate): found["validation"]["mean"] for rate, found in tried.items()},
+        }
+        print(json.dumps({name: report[name]}), file=sys.stderr)
+    print(
+        json.dumps({"backbone": options.backbone, "steps": options.steps, "seeds": options.seeds, "variants": report})
+    )
+
+
+def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
+    """Trains the frozen base; its tokenizer has seen what it has seen."""
+    from abi_jax.data.config import DataConfig
+    from abi_jax.model.config import ModelConfig
+    from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
+    from abi_jax.train.loop import train
+
+    folder = data / {"questions": "questions", "dialogues": "base", "roles": "roles-base"}[kind]
+    train(
+        TrainConfig(
+            out=out,
+            steps=steps,
+            model=ModelSection(config=ModelConfig(**MODEL)),
+            data=DataConfig(
+                train=tuple(map(str, sorted(folder.glob("*.jsonl")))),
+                held_out=0,
+                mode="backbone",
+                length=256,
+                batch_size=16,
+            ),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, weight_decay=0.1),
+            checkpoint_every=500,
+            log_every=50,
+        )
+    )
+
+
+def measured(
+    work: Path, data: Path, base: Path, name: str, rate: float, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Trains a variant and measures it; or returns what was measured before."""
+    out = work / f"{name.replace(' ', '-')}-{rate:g}-{seed}"
+    result = out.with_suffix(".json")
+    if result.exists():
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+    from abi_jax.data.config import DataConfig
+    from abi_jax.evaluate.perplexity import perplexity_matrix
+    from abi_jax.model.config import PersonaShape
+    from abi_jax.model.weight import count
+    from abi_jax.sharding import AxisRules, make_mesh, use
+    from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
+    from abi_jax.train.loop import train
+    from abi_jax.train.setup import prepare
+
+    shape, response_only = VARIANTS[name]
+    prefix = "roles-" if options.backbone == "roles" else ""
+    sets = {v: k for k, v in TRUSTS.items()} if prefix else SETS
+
+    def files(part: str) -> tuple[str, ...]:
+        return tuple(str(data / f"{prefix}{part}" / f"{name}.jsonl") for name in sets)
+
+    config = TrainConfig(
+        out=out,
+        steps=options.steps,
+        seed=seed,
+        model=ModelSection(init=base, persona=PersonaShape(**shape)),
+        data=DataConfig(
+            train=files("train"),
+            evaluate=files("validation"),
+            length=256,
+            batch_size=16,
+            seed=seed,
+            response_only=response_only,
+        ),
+        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=30),
+        checkpoint_every=options.steps,
+        log_every=50,
+    )
+    train(config)
+    mesh, rules = make_mesh(config.mesh), AxisRules()
+    found = {"seed": seed, "rate": rate}
+    with use(mesh, rules):
+        run = prepare(replace(config, model=replace(config.model, init=out)), mesh, rules)
+        found["parameters"] = count(run.trained)
+        for part in ("validation", "test"):
+            data_config = replace(config.data, evaluate=files(part))
+            measuring = replace(run, config=replace(run.config, data=data_config))
+            matrix = perplexity_matrix(measuring, run.trained, run.frozen).to_dict()
+            own = {of: matrix[persona][of] for of, persona in sets.items()}
+            mean = statistics.geometric_mean(own.values())
+            best = all(min(matrix, key=lambda v, of=of: matrix[v][of]) == persona for of, persona in sets.items())
+            found[part] = {"own": own, "mean": mean, "each_best_on_its_own": best, "matrix": matrix}
+    shutil.rmtree(out)
+    result.write_text(json.dumps(found))
+    return found
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and spreads of the test part over seeds."""
+    sets = runs[0]["test"]["own"]
+    return {
+        "parameters": runs[0]["parameters"],
+        "base": runs[0]["test"]["matrix"]["base"],
+        "own": {of: round(statistics.fmean(r["test"]["own"][of] for r in runs), 4) for of in sets},
+        "spread": {of: round(statistics.pstdev([r["test"]["own"][of] for r in runs]), 4) for of in sets},
+        "mean": round(statistics.fmean(r["test"]["mean"] for r in runs), 4),
+        "each_best_on_its_own": [r["test"]["each_best_on_its_own"] for r in runs],
+    }
+
+
+if __name__ == "__main__":
+    main()
