@@ -1,7 +1,8 @@
 """Records to examples: one for every answer to learn, tokenised, labelled and no longer than a row."""
 
-from collections import Counter
-from collections.abc import Sequence
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from abi_jax.text.chat import Rendered, render
 from abi_jax.text.tokenizer import Tokenizer
 
 MIXED, BASE = "mixed", "base"
+# Tokens of the examples that are kept for the next epoch, some 25 bytes each.
+KEPT_TOKENS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Example:
 
     tokens, targets, roles [L] int32; weights [L] float32, the loss weight of the target; active [L]
     bool, where persona terms act in response-only mode; mixture [P] float32; group: index into
-    `ExampleSource.groups`; cuts: what was left out to make it fit.
+    `ExampleSource.groups`; attribute: 1 + index into `ExampleSource.attributes`, 0 for none; cuts: what was left
+    out to make it fit; where: the record it was made from.
     """
 
     tokens: np.ndarray
@@ -32,45 +36,60 @@ class Example:
     active: np.ndarray
     mixture: np.ndarray
     group: int = 0
+    attribute: int = 0
     cuts: tuple[str, ...] = ()
+    where: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
 class ExampleSource:
-    """A random-access source of `Example`s for grain, made on demand and kept.
+    """A random-access source of `Example`s for grain, made on demand; those used last are kept.
 
-    counts: "examples" made so far, and how many of them lost something to the row length:
-    "history_dropped", "prompt_cut", "response_cut".
+    counts: "examples" different ones made so far, and how many of them lost something to the row length:
+    "history_dropped", "prompt_cut", "response_cut". groups, attributes: what `group` and `attribute` index;
+    `attributes` are the values of `config.bias_by`, those given or else those of the records, sorted.
     """
 
     def __init__(
-        self, records: Sequence[Record], config: DataConfig, tokenizer: Tokenizer, personas: Sequence[Persona]
+        self,
+        records: Sequence[Record],
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        personas: Sequence[Persona],
+        attributes: Sequence[str] | None = None,
     ) -> None:
         self._records = records
         self._config = config
         self._tokenizer = tokenizer
         self._personas = tuple(personas)
         self._names = [p.name for p in personas]
-        # A backbone learns every token, so one example holds all turns of a dialogue.
-        whole = config.mode == "backbone"
-        self._index = [(r, a) for r, rec in enumerate(records) for a in (rec.answers[-1:] if whole else rec.answers)]
-        self._made: list[Example | None] = [None] * len(self._index)
+        pairs = [(r, a) for r, record in enumerate(records) for a in answers(record, config.mode)]
+        self._index = np.array(pairs, np.int32).reshape(-1, 2)
         datasets = list(dict.fromkeys(r.dataset for r in records))
         self.groups = datasets if config.group_by == "dataset" else [*self._names, MIXED, BASE]
+        self.attributes = tuple(attribute_values(records, config.bias_by) if attributes is None else attributes)
         self.counts: Counter[str] = Counter()
+        self._counted = np.zeros(len(self._index), bool)
+        self._kept = _Kept(KEPT_TOKENS)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, at: int) -> Example:
-        made = self._made[at]
-        if made is None:
-            record, answer = self._index[at]
-            made = self._made[at] = self._make(self._records[record], answer)
-            self.counts.update(["examples", *made.cuts])
-        return made
+        return self._kept.get(int(at), self._made)
+
+    def record_of(self, at: int) -> Record:
+        """The record that example `at` is made from."""
+        return self._records[self._index[at, 0]]
+
+    def _made(self, at: int) -> Example:
+        example = self._make(self.record_of(at), int(self._index[at, 1]))
+        if not self._counted[at]:
+            self._counted[at] = True
+            self.counts.update(["examples", *example.cuts])
+        return example
 
     def _make(self, record: Record, answer: int) -> Example:
         config = self._config
@@ -88,7 +107,9 @@ class ExampleSource:
             active=rendered.active[:-1],
             mixture=mixture,
             group=self._group(record),
+            attribute=self._attribute(record),
             cuts=cuts,
+            where=record.where,
         )
 
     def _fit(self, record: Record, answer: int) -> tuple[Rendered, tuple[str, ...]]:
@@ -116,6 +137,41 @@ class ExampleSource:
             return self.groups.index(record.dataset)
         whole = [n for n, w in record.mixture.items() if w == 1.0 and n in self._names]
         return self.groups.index(whole[0] if whole else MIXED if record.mixture else BASE)
+
+    def _attribute(self, record: Record) -> int:
+        value = record.attributes.get(self._config.bias_by)
+        return 0 if value is None else 1 + self.attributes.index(str(value))
+
+
+class _Kept:
+    """The results used last, of no more than `tokens` in all. For several threads."""
+
+    def __init__(self, tokens: int) -> None:
+        self._room = tokens
+        self._held: OrderedDict[int, Example] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, at: int, make: Callable[[int], Example]) -> Example:
+        with self._lock:
+            if at in self._held:
+                self._held.move_to_end(at)
+                return self._held[at]
+            made = self._held[at] = make(at)
+            self._room -= len(made)
+            while self._room < 0 and len(self._held) > 1:
+                self._room += len(self._held.popitem(last=False)[1])
+            return made
+
+
+def answers(record: Record, mode: str) -> tuple[int, ...]:
+    """Returns the turns of a record that are an example each; a backbone learns a whole dialogue as one."""
+    return record.answers[-1:] if mode == "backbone" else record.answers
+
+
+def attribute_values(records: Sequence[Record], name: str) -> list[str]:
+    """Returns the different values of an attribute, as text, sorted."""
+    found = {r.attributes.get(name) for r in records} if name else set()
+    return sorted({str(value) for value in found if value is not None})
 
 
 def cut(rendered: Rendered, limit: int, bos: int | None = None) -> tuple[Rendered, list[str]]:

@@ -56,13 +56,19 @@ class RowPacker:
 
 
 def assemble(
-    rows: Sequence[Sequence[Example]], length: int, personas: int, pad: int = 0, response_only: bool = True
+    rows: Sequence[Sequence[Example]],
+    length: int,
+    personas: int,
+    pad: int = 0,
+    response_only: bool = True,
+    attribute: bool = False,
 ) -> Batch:
     """Lays examples out in rows; an empty row is all padding.
 
     Returns [B, T] int32 `tokens`, `targets`, `positions`, `segments`, `roles`, `group`; [B, T] float32
     `weights`; [B, T] bool `active`, where persona terms act: nowhere on padding and, when `response_only`,
-    only on positions that predict the response; [B, T, P] float32 `mixture`, zero where not active.
+    only on positions that predict the response; [B, T, P] float32 `mixture`, zero where not active; with
+    `attribute`, [B, T] int32 `attribute`, the example's own, 0 for none.
     Padding has tokens and targets `pad` and zero everywhere else.
     """
     shape = (len(rows), length)
@@ -72,6 +78,8 @@ def assemble(
     batch["weights"] = np.zeros(shape, np.float32)
     batch["active"] = np.zeros(shape, bool)
     batch["mixture"] = np.zeros((*shape, personas), np.float32)
+    if attribute:
+        batch["attribute"] = np.zeros(shape, np.int32)
     for r, row in enumerate(rows):
         at = 0
         for segment, example in enumerate(row, 1):
@@ -85,5 +93,7 @@ def assemble(
             batch["segments"][span] = segment
             batch["positions"][span] = np.arange(len(example))
             batch["active"][span] = example.active if response_only else True
+            if attribute:
+                batch["attribute"][span] = example.attribute
             batch["mixture"][span] = batch["active"][span][:, None] * example.mixture
     return batch

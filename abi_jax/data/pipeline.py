@@ -1,4 +1,4 @@
-"""Batches: read, shuffle, tokenise, pack. Deterministic, resumable, sharded by process.
+"""Batches: read, balance, shuffle, tokenise, pack. Deterministic, resumable, sharded by process.
 
 Row r of every batch is a stream of its own: it takes examples r, r + B, r + 2B, ... of the shuffled,
 repeated data set and packs them into rows. A process makes the rows it owns and tokenises nothing else,
@@ -14,24 +14,29 @@ import json
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import grain
 
+from abi_jax.data.balance import Balanced, group_names
 from abi_jax.data.config import DataConfig
-from abi_jax.data.demo import resolve
-from abi_jax.data.examples import Example, ExampleSource
+from abi_jax.data.examples import Example, ExampleSource, attribute_values
 from abi_jax.data.packing import Batch, RowPacker, assemble
-from abi_jax.data.records import Record, is_held_out, read_records
+from abi_jax.data.records import Record
+from abi_jax.data.splits import Split, check_not_empty, load_splits
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona, mixture_name
 from abi_jax.text.tokenizer import Tokenizer
 
-Split = Literal["train", "held_out"]
 State = dict[str, Any]
 
 # Settings that a saved position only makes sense with.
-BINDING = ("mode", "length", "batch_size", "response_only", "held_out", "seed", "open_rows")
+BINDING = (
+    *("mode", "length", "batch_size", "response_only", "held_out", "folds", "fold"),
+    *("balance", "bias_by", "seed", "open_rows"),
+)
+# A batch, and where the records in it were read.
+Item = tuple[Batch, tuple[str, ...]]
 
 
 class _Stream:
@@ -70,7 +75,7 @@ class _Stream:
         return example
 
 
-class _RowBatches(grain.IterDataset[Batch]):
+class _RowBatches(grain.IterDataset[Item]):
     """The rows [first, last) of every batch, as a grain data set."""
 
     def __init__(
@@ -90,7 +95,7 @@ class _RowBatches(grain.IterDataset[Batch]):
         return _RowBatchesIterator(self)
 
 
-class _RowBatchesIterator(grain.DatasetIterator[Batch]):
+class _RowBatchesIterator(grain.DatasetIterator[Item]):
     def __init__(self, parent: _RowBatches) -> None:
         super().__init__()
         self._of = parent
@@ -98,7 +103,7 @@ class _RowBatchesIterator(grain.DatasetIterator[Batch]):
         owned, stride = ([0], 1) if parent.single else (list(parent.rows), size)
         self._streams = {r: _Stream(parent.examples, r, stride, parent.config) for r in owned}
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Item:
         of = self._of
         if of.single:
             every = [self._streams[0].row() for _ in range(of.config.batch_size)]
@@ -107,7 +112,9 @@ class _RowBatchesIterator(grain.DatasetIterator[Batch]):
             rows = [every[r] or [] for r in of.rows]
         else:
             rows = [stream.row() or [] for stream in self._streams.values()]
-        return assemble(rows, of.config.length, of.personas, of.pad, of.config.response_only)
+        config = of.config
+        batch = assemble(rows, config.length, of.personas, of.pad, config.response_only, bool(config.bias_by))
+        return batch, tuple(example.where for row in rows for example in row)
 
     def get_state(self) -> State:
         return {"streams": {str(r): s.get_state() for r, s in self._streams.items()}}
@@ -125,9 +132,11 @@ class _RowBatchesIterator(grain.DatasetIterator[Batch]):
 class Batches(Iterator[Batch]):
     """This process's share of every batch: b = B / processes rows; see `packing.assemble` for the arrays.
 
-    The train split is shuffled and repeated for ever; the held-out split is one pass in file order,
-    its last batch filled up with empty rows. `groups` names the values of `group`; `mixtures` are the different
-    ones of several personas; `counts` tells records, skipped records, examples made and examples cut.
+    The train split is shuffled, balanced and repeated for ever; the held-out split is one pass in file order,
+    its last batch filled up with empty rows. `groups` names the values of `group`, `attributes` those of `attribute`
+    from 1 on; `mixtures` are the different ones of several personas; `balance` tells for every group how many
+    examples it has and how many places in an epoch; `tally` tells by data set what became of its records.
+    `last_records` names the record of every example in the batch that was handed out last, in order.
     """
 
     def __init__(
@@ -144,17 +153,28 @@ class Batches(Iterator[Batch]):
             raise InputError(
                 f"batch_size = {config.batch_size} does not divide by {process_count} processes; expected a multiple"
             )
-        records, self._skipped = load_split(config, split, personas)
+        # A value of an attribute has one number on both sides.
+        both: tuple[Split, ...] = ("train", "held_out")
+        splits = load_splits(config, personas, both if config.bias_by else (split,))
+        side = splits.train if split == "train" else splits.held_out
+        check_not_empty(config, split, side)
+        records = side.records
+        self.attributes = tuple(attribute_values([*splits.train.records, *splits.held_out.records], config.bias_by))
+        if config.bias_by and not self.attributes:
+            raise InputError(f"bias_by = {config.bias_by!r}, but no record has that attribute; expected at least one")
         self.config, self.split = config, split
-        self._source = ExampleSource(records, config, tokenizer, personas)
-        self._records = len(records)
+        self._source = ExampleSource(records, config, tokenizer, personas, self.attributes)
+        self._records, self._skipped, self.tally = len(records), side.skipped, side.tally
+        self.last_records: tuple[str, ...] = ()
         self.groups = tuple(self._source.groups)
         self.mixtures = tuple({mixture_name(r.mixture): r.mixture for r in records if len(r.mixture) > 1}.values())
-        self._settings = {k: v for k, v in asdict(config).items() if k in BINDING} | {"split": split}
+        self._settings = _binding(config) | {"split": split}
         self._digest = _digest(records, tokenizer, personas)
+        self.balance: dict[str, tuple[int, int]] = {}
         examples: grain.MapDataset[Example] = grain.MapDataset.source(self._source)
+        self.examples = len(self._source)
         if split == "train":
-            examples = examples.shuffle(seed=config.seed).repeat()
+            examples = self._balanced(examples).shuffle(seed=config.seed).repeat()
         share = config.batch_size // process_count
         rows = range(process_index * share, (process_index + 1) * share)
         batches = _RowBatches(examples, config, rows, split != "train", len(personas), tokenizer.pad_id)
@@ -164,6 +184,16 @@ class Batches(Iterator[Batch]):
         # A grain iterator that outlives its own modules complains when the interpreter exits.
         self._close = weakref.finalize(self, _close, self._held)
 
+    def _balanced(self, examples: "grain.MapDataset[Example]") -> "grain.MapDataset[Example]":
+        config = self.config.balance
+        if not config.by or not config.alpha:
+            return examples
+        of = [self._source.record_of(at) for at in range(len(self._source))]
+        balanced = Balanced(examples, group_names(of, config.by), config, self.config.seed)
+        self.balance = {name: (count, balanced.after[name]) for name, count in balanced.before.items()}
+        self.examples = len(balanced)
+        return balanced
+
     @property
     def _iterator(self) -> Any:
         if not self._held:
@@ -171,13 +201,9 @@ class Batches(Iterator[Batch]):
         return self._held[0]
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._iterator)
+        batch: Batch
+        batch, self.last_records = next(self._iterator)
         return batch
-
-    @property
-    def examples(self) -> int:
-        """Examples in one epoch, over all processes."""
-        return len(self._source)
 
     @property
     def epoch(self) -> float:
@@ -185,11 +211,13 @@ class Batches(Iterator[Batch]):
         streams = self._iterator.get_state()["streams"].values()
         stride = 1 if self.split != "train" else self.config.batch_size
         taken: int = sum(s["taken"] for s in streams)
-        return taken / len(streams) * stride / len(self._source)
+        return taken / len(streams) * stride / self.examples
 
     @property
     def counts(self) -> dict[str, int]:
-        """Records read and skipped, examples made so far, and examples that lost something to the row length."""
+        """Records of the split and skipped ones, different examples made so far, and examples that lost something
+        to the row length.
+        """
         return {"records": self._records, "skipped": self._skipped, **self._source.counts}
 
     def get_state(self) -> State:
@@ -202,10 +230,11 @@ class Batches(Iterator[Batch]):
         Takes `merge_states` of any number of processes. Raises `InputError` naming the setting, or
         saying that the data, tokenizer or personas changed.
         """
+        saved = _binding(DataConfig()) | state["settings"]  # a setting that is younger was at its default
         for name, value in self._settings.items():
-            if state["settings"].get(name) != value:
+            if saved[name] != value:
                 raise InputError(
-                    f"{name} is {value!r}, but this data position was saved with {state['settings'].get(name)!r}; "
+                    f"{name} is {value!r}, but this data position was saved with {saved[name]!r}; "
                     "expected the same, or start the data afresh"
                 )
         if state["data"] != self._digest:
@@ -214,10 +243,12 @@ class Batches(Iterator[Batch]):
                 f"(digest {self._digest[:12]}, saved {state['data'][:12]}); expected the same, or start the data afresh"
             )
         self._iterator.set_state({"streams": dict(state["streams"])})
+        self.last_records = ()
 
     def restart(self) -> None:
         """Goes back to the first batch."""
         self._iterator.set_state(self._start)
+        self.last_records = ()
 
     def close(self) -> None:
         """Stops the prefetch thread; asking for more batches is a `ValueError` from then on."""
@@ -230,29 +261,18 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def load_split(config: DataConfig, split: Split, personas: Sequence[Persona] = ()) -> tuple[list[Record], int]:
-    """Returns the records of a split and how many lines were skipped. Raises `InputError` if it is empty."""
-    own = split == "held_out" and bool(config.evaluate)
-    files = resolve(config.evaluate if own else config.train)
-    names = [p.name for p in personas] if config.mode == "persona" else None
-    read = read_records(files, names, config.bad_records, require_persona=config.mode == "persona")
-    if config.evaluate:
-        return list(read.records), read.skipped
-    records = [r for r in read.records if is_held_out(r, config.held_out) == (split == "held_out")]
-    if not records:
-        raise InputError(
-            f"the {split} split of {', '.join(config.train)} is empty: {len(read.records)} records, "
-            f"one in held_out = {config.held_out} kept apart; expected more records or another held_out"
-        )
-    return records, read.skipped
-
-
 def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
     """Returns the positions of all processes as one, which any number of processes can continue from."""
     merged: State = {**states[0], "streams": {}}
     for state in states:
         merged["streams"].update(state["streams"])
     return merged
+
+
+def _binding(config: DataConfig) -> State:
+    """The settings named `BINDING`, as JSON gives them back."""
+    settings: State = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k in BINDING}))
+    return settings
 
 
 def _close(held: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Chat and preference records: one JSON object a line.
+"""Chat and preference records: one JSON object each.
 
 A chat record is `{"messages": [{"role", "content"}, ...], "persona": "abbey"}` or `"mixture": {...}`,
 with optional `aspect`, `labels`, `attributes`, `memory` and `policy`. A preference record is
@@ -8,17 +8,24 @@ ends with `chosen`. Other keys are ignored.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from abi_jax.data.clean import clean_value
+from abi_jax.data.progress import watched
+from abi_jax.data.readers import Value, read_values
 from abi_jax.errors import InputError
 from abi_jax.persona import check_mixture
 from abi_jax.text.chat import half_character, split_turns
 
 # How many reasons of skipped records are kept word for word.
 KEPT_REASONS = 20
+
+# Data set -> step ("read", "skipped", "cleaned", ...) -> number of records.
+Tally = dict[str, Counter[str]]
 
 
 @dataclass(frozen=True)
@@ -57,63 +64,87 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """What was read: the usable records, how many lines were not, and why (the first `KEPT_REASONS`)."""
+    """What was read: the usable records; how many were read, skipped and changed by cleaning, by data set; and why
+    they were skipped (the first `KEPT_REASONS`).
+    """
 
     records: tuple[Record, ...]
-    skipped: int = 0
+    tally: Tally = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> int:
+        """How many records were malformed."""
+        return sum(counts["skipped"] for counts in self.tally.values())
 
 
 def read_records(
-    files: Mapping[str, Path],
+    files: Mapping[str, Sequence[Path]],
     personas: Sequence[str] | None = None,
     bad: Literal["fatal", "skip"] = "fatal",
     require_persona: bool = False,
+    clean: bool = False,
 ) -> Records:
-    """Reads data sets (name -> JSONL file) in order.
+    """Reads data sets (name -> files, see `readers`) in order.
 
-    personas: the known names; None leaves names unchecked. Raises `InputError` naming file, line and
-    reason for a malformed line (unless `bad` is "skip", which counts it) and for no usable record at all.
+    personas: the known names; None leaves names unchecked. clean: repair the texts first, see `clean`. Raises
+    `InputError` naming file, line and reason for a malformed record (unless `bad` is "skip", which counts it), for
+    a file that cannot be read, and for no usable record at all.
     """
     records: list[Record] = []
     reasons: list[str] = []
-    skipped = 0
-    for dataset, path in files.items():
-        for where, line in _lines(path):
+    tally: Tally = {}
+    for dataset, paths in files.items():
+        counts = tally[dataset] = Counter()
+        for where, value in watched((v for path in paths for v in read_values(path)), f"reading {dataset}"):
+            counts["read"] += 1
             try:
-                records.append(parse_record(line, personas, where, dataset, require_persona))
+                read = decode(value, where)
+                cleaned = _cleaned(read, where) if clean else read
+                records.append(parse_record(cleaned, personas, where, dataset, require_persona))
             except InputError as error:
                 if bad == "fatal":
                     raise
-                skipped += 1
+                counts["skipped"] += 1
                 reasons += [str(error)] if len(reasons) < KEPT_REASONS else []
+            else:
+                counts["cleaned"] += cleaned != read
+    read_all = Records(tuple(records), tally, tuple(reasons))
     if not records:
-        names = ", ".join(str(p) for p in files.values()) or "none given"
-        why = f"; {skipped} lines were skipped, the first because: {reasons[0]}" if skipped else ""
-        raise InputError(f"data set is empty ({names}); expected at least one JSON object a line{why}")
-    return Records(tuple(records), skipped, tuple(reasons))
+        names = ", ".join(str(p) for paths in files.values() for p in paths) or "none given"
+        why = f"; {read_all.skipped} records were skipped, the first because: {reasons[0]}" if reasons else ""
+        raise InputError(f"data set is empty ({names}); expected at least one record{why}")
+    return read_all
+
+
+def decode(value: Value | str, where: str = "record") -> dict[str, Any]:
+    """Returns a record's value, from JSON where it is text. Raises `InputError` beginning with `where`."""
+    read: Any = value
+    if isinstance(value, bytes | str):
+        try:
+            read = json.loads(value)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: not UTF-8 text: byte {error.start}: {error.reason}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise InputError(f"{where}: {type(read).__name__}; expected a JSON object")
+    if half := half_character(json.dumps(read, ensure_ascii=False, default=str)):
+        raise InputError(f"{where}: {half}")
+    return read
 
 
 def parse_record(
-    line: bytes | str,
+    value: Value | str,
     personas: Sequence[str] | None = None,
     where: str = "record",
     dataset: str = "",
     require_persona: bool = False,
 ) -> Record:
-    """Reads one line. Raises `InputError` beginning with `where` and naming what does not fit."""
+    """Reads one record. Raises `InputError` beginning with `where` and naming what does not fit."""
+    read = value if isinstance(value, dict) else decode(value, where)
     try:
-        value = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text: byte {error.start}: {error.reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {type(value).__name__}; expected a JSON object")
-    if half := half_character(json.dumps(value, ensure_ascii=False)):
-        raise InputError(f"{where}: {half}")
-    try:
-        return _record(value, personas, where, dataset, require_persona)
+        return _record(read, personas, where, dataset, require_persona)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -127,27 +158,23 @@ def texts(records: Iterable[Record]) -> Iterator[str]:
             yield record.policy
 
 
-def is_held_out(record: Record, one_in: int) -> bool:
+def is_held_out(record: Record, one_in: int, fold: int = 0) -> bool:
     """True for one dialogue in `one_in`, by a hash of its first question and persona; 0 keeps none apart.
 
-    Dialogues that begin alike for one persona are on the same side, whatever follows.
+    Dialogues that begin alike for one persona are on the same side, whatever follows. The parts that `fold` = 0 to
+    `one_in` - 1 keep apart are all of the data, each dialogue in one of them.
     """
     if one_in == 0:
         return False
     key = "\0".join([record.question.strip(), *(f"{n}={w:g}" for n, w in sorted(record.mixture.items()))])
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == 0
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == fold
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _cleaned(value: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise InputError(f"data file {str(path)!r} cannot be read: {error.strerror or error}") from None
+        return {key: clean_value(v) for key, v in value.items()}
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply to be cleaned") from None
 
 
 def _record(
@@ -230,5 +257,5 @@ def _mapping(value: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

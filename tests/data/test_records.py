@@ -27,7 +27,7 @@ def test_a_full_chat_record(write: Write) -> None:
             "id": 7,
         }
     )
-    record = read_records({"chats": Path(path)}, ["abbey", "aviva"]).records[0]
+    record = read_records({"chats": (Path(path),)}, ["abbey", "aviva"]).records[0]
     assert record.policy == "law\n\nrule" and record.memory == ("m",) and record.aspect == "technical"
     assert record.mixture == {"abbey": 0.5, "aviva": 0.5}
     assert [t["role"] for t in record.turns] == ["user", "assistant"] * 2  # the unanswered question is left out
@@ -84,8 +84,8 @@ BAD = [
 def test_malformed_lines_are_reported_by_file_and_line(write: Write, line: object, reason: str) -> None:
     path = write(GOOD, "", line, GOOD)
     with pytest.raises(InputError, match=rf"chats\.jsonl:3: {reason}"):
-        read_records({"chats": Path(path)}, ["abbey"], require_persona=True)
-    read = read_records({"chats": Path(path)}, ["abbey"], bad="skip", require_persona=True)
+        read_records({"chats": (Path(path),)}, ["abbey"], require_persona=True)
+    read = read_records({"chats": (Path(path),)}, ["abbey"], bad="skip", require_persona=True)
     assert len(read.records) == 2 and read.skipped == 1
     assert read.reasons[0].startswith(f"{path}:3: ")
 
@@ -94,19 +94,19 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"messages": [], "x": 1}\n{"messages": "\xff"}\n')
     with pytest.raises(InputError, match=r"x\.jsonl:1: messages is \[\]"):
-        read_records({"x": path})
-    with pytest.raises(InputError, match=r"data set is empty .*; 2 lines were skipped"):
-        read_records({"x": path}, bad="skip")
+        read_records({"x": (path,)})
+    with pytest.raises(InputError, match=r"data set is empty .*; 2 records were skipped"):
+        read_records({"x": (path,)}, bad="skip")
     path.write_bytes(b'{"messages": "\xff"}\n')
     with pytest.raises(InputError, match=r"x\.jsonl:1: not UTF-8 text"):
-        read_records({"x": path})
+        read_records({"x": (path,)})
 
 
 def test_empty_and_missing_files(write: Write, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data set is empty .*chats\.jsonl"):
-        read_records({"chats": Path(write(""))})
+        read_records({"chats": (Path(write("")),)})
     with pytest.raises(InputError, match=r"cannot be read: No such file"):
-        read_records({"x": tmp_path / "x.jsonl"})
+        read_records({"x": (tmp_path / "x.jsonl",)})
     with pytest.raises(InputError, match=r"'nowhere\.jsonl' does not exist"):
         resolve(["nowhere.jsonl"])
 
