@@ -129,12 +129,12 @@ def measured(
         found: dict[str, Any] = json.loads(result.read_text())
         return found
     from abi_jax.data.config import DataConfig
-    from abi_jax.evaluate.perplexity import perplexity_matrix
     from abi_jax.model.config import PersonaShape
     from abi_jax.model.weight import count
     from abi_jax.sharding import AxisRules, make_mesh, use
     from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
     from abi_jax.train.loop import train
+    from abi_jax.train.matrix import perplexity_matrix
     from abi_jax.train.setup import prepare
 
     shape, response_only = VARIANTS[name]
@@ -173,7 +173,7 @@ def measured(
             matrix = perplexity_matrix(measuring, run.trained, run.frozen).to_dict()
             own = {of: matrix[persona][of] for of, persona in sets.items()}
             mean = statistics.geometric_mean(own.values())
-            best = all(min(matrix, key=lambda v, of=of: matrix[v][of]) == persona for of, persona in sets.items())
+            best = all(own[of] == min(row[of] for row in matrix.values()) for of in sets)
             found[part] = {"own": own, "mean": mean, "each_best_on_its_own": best, "matrix": matrix}
     shutil.rmtree(out)
     result.write_text(json.dumps(found))

@@ -104,8 +104,8 @@ def _devices() -> str:
 def _matrix(config: Any, seen: bool = False) -> Any:
     from dataclasses import replace
 
-    from abi_jax.evaluate.perplexity import perplexity_matrix
     from abi_jax.sharding import AxisRules, make_mesh, use
+    from abi_jax.train.matrix import perplexity_matrix
     from abi_jax.train.setup import prepare
 
     mesh, rules = make_mesh(config.mesh), AxisRules()

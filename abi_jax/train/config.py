@@ -53,13 +53,42 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on held-out data during a run, and what follows from it.
+
+    every: steps between evaluations (0: none); an evaluated step is saved as well. batches: measure so many at most
+    (0: all held-out data). metric: what says which step is best: `loss`, `calibration_error`, or `loss/GROUP`.
+    patience: stop after so many evaluations without an improvement of more than `min_delta` (0: never). matrix: measure
+    every voice on every data set, too. select: a finished run speaks with its best step, not with its last.
+    """
+
+    every: int = 0
+    batches: int = 0
+    metric: str = "loss"
+    patience: int = 0
+    min_delta: float = 0.0
+    matrix: bool = False
+    select: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("every", "batches", "patience", "min_delta"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"evaluation.{name} = {getattr(self, name)}; expected 0 or more")
+        if self.patience and not self.every:
+            raise InputError(f"evaluation.patience = {self.patience} without evaluation.every; expected both")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A run. `data.mode` says what is trained: every weight of the backbone, or the persona terms.
 
     out: the model directory that is written. freeze_backbone: in persona mode, leave the base as it is.
     only: train the rows of these personas alone, so that every other one stays bit-identical.
     personas: names or files of the personas, in order; those the model has already come first, whatever the order.
+    accumulate: cut every batch into so many passes, for memory; the gradient is that of the whole batch.
+    bias_weight: of `L_bias`, the variance of the mean losses of the groups that `data.bias_by` names.
     resume: "auto" continues what `out` holds, "never" refuses to touch it, "must" requires it.
+    tensorboard: write metrics for TensorBoard, too. profile: trace a few steps into `out`/profile.
     """
 
     out: Path = Path("runs/model")
@@ -68,16 +97,32 @@ class TrainConfig:
     freeze_backbone: bool = True
     only: tuple[str, ...] = ()
     seed: int = 0
+    accumulate: int = 1
+    bias_weight: float = 0.0
     model: ModelSection = field(default_factory=ModelSection)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     resume: Literal["auto", "never", "must"] = "auto"
     checkpoint_every: int = 100
     keep: int = 3
     log_every: int = 10
+    tensorboard: bool = False
+    profile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_every", "keep", "log_every"):
+        for name in ("steps", "checkpoint_every", "keep", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}; expected at least 1")
+        if self.data.batch_size % self.accumulate:
+            raise InputError(
+                f"data.batch_size = {self.data.batch_size} does not divide into accumulate = {self.accumulate} parts; "
+                "expected a multiple"
+            )
+        if not self.bias_weight >= 0:
+            raise InputError(f"bias_weight = {self.bias_weight}; expected 0 or more")
+        if self.bias_weight and not self.data.bias_by:
+            raise InputError(
+                f"bias_weight = {self.bias_weight} without data.bias_by; expected the attribute it is about"
+            )

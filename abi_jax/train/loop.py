@@ -1,20 +1,18 @@
 """The training loop: batches in, checkpoints and metrics out, continued where it stopped."""
 
 import json
-import math
 import sys
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from abi_jax.config import dump_yaml, load
-from abi_jax.data import Batches, Split, merge_states
+from abi_jax.data import Batches
 from abi_jax.errors import InputError, Preempted
 from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
 from abi_jax.model.provenance import Provenance
@@ -23,12 +21,19 @@ from abi_jax.sharding.mesh import make_mesh
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.config import TrainConfig
+from abi_jax.train.curves import FIGURE, draw_curves
+from abi_jax.train.feed import gather_position, open_batches, pad_personas, place_batch
+from abi_jax.train.finite import FiniteWatch
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.preemption import Preemption
+from abi_jax.train.profile import Profile
+from abi_jax.train.report import METRICS, Reporter
+from abi_jax.train.selection import Selection, read_evaluations
 from abi_jax.train.setup import Run, prepare
-from abi_jax.train.step import TrainState, abstract_moments, batch_share, initial_state, make_step, place_batch
+from abi_jax.train.step import TrainState, abstract_moments, initial_state, make_step
+from abi_jax.train.validation import Validation
 
-METRICS, SETTINGS = "metrics.jsonl", "train.yaml"
+SETTINGS = "train.yaml"
 
 
 def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
@@ -43,19 +48,6 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         with open_batches(run, "train") as batches, Checkpoints(config.out, config.keep) as checkpoints:
             state, frozen = _begin(run, batches, checkpoints)
             return _loop(run, state, frozen, batches, checkpoints, progress, dump_yaml(config))
-
-
-def open_batches(run: Run, split: Split, **changes: Any) -> Batches:
-    """This process's share of the run's data; `changes` override fields of its `DataConfig`."""
-    config = replace(run.config.data, **changes)
-    share = batch_share(config.batch_size, run.mesh, run.rules)
-    return Batches(config, run.tokenizer, run.personas, split, *share)
-
-
-def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
-    """Widens the batch's mixture to the model's persona axis."""
-    missing = capacity - batch["mixture"].shape[-1]
-    return {**batch, "mixture": np.pad(batch["mixture"], [(0, 0), (0, 0), (0, missing)])} if missing else batch
 
 
 def _adapt(config: TrainConfig) -> TrainConfig:
@@ -160,106 +152,53 @@ def _loop(
     progress: bool,
     settings: str,
 ) -> dict[str, Any]:
-    config = run.config
+    config, evaluation = run.config, run.config.evaluation
     capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
-    step = make_step(run.objective(len(batches.groups)), make_optimizer(config.optimizer, config.steps), run.updates)
+    objective = run.objective(len(batches.groups), len(batches.attributes))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    step = make_step(objective, optimizer, run.updates, config.accumulate)
     start = done = int(state.step)
     parents = _parents(run, done)
     last: dict[str, Any] = {}
-    report = Reporter(config, batches.groups, done, progress)
-    with report, Preemption() as preemption:
-        while done < config.steps:
-            batch = place_batch(pad_personas(next(batches), capacity), run.mesh, run.rules, config.data.batch_size)
-            state, metrics = step(state, frozen, batch)
+    metrics_file = config.out / METRICS
+    seen = [(at, found) for at, found in read_evaluations(metrics_file) if at <= done]
+    selection = Selection(evaluation, seen)
+    watch = FiniteWatch(config.out)
+    with ExitStack() as open_now:
+        report = open_now.enter_context(Reporter(run, batches.groups, batches.attributes, done, progress))
+        validation = open_now.enter_context(Validation(run)) if evaluation.every and done < config.steps else None
+        profile = open_now.enter_context(closing(Profile(config.out / "profile" if config.profile else None, done)))
+        preemption = open_now.enter_context(Preemption())
+        while done < config.steps and not selection.exhausted:
+            profile.before(done)
+            asked = time.perf_counter()
+            batch = next(batches)
+            report.waited(time.perf_counter() - asked)
+            placed = place_batch(pad_personas(batch, capacity), run.mesh, run.rules, config.data.batch_size)
+            state, metrics = step(state, frozen, placed)
             if done == start:  # it compiled: from here on there is something to keep
                 _open_directory(run, done)
             done += 1
+            profile.after(done, metrics)
+            watch.add(done, metrics, batches.last_records)
             stop = preemption.reached(done) and done < config.steps
-            save = stop or done % config.checkpoint_every == 0 or done == config.steps
+            evaluate = validation is not None and (done % evaluation.every == 0 or done == config.steps)
+            save = stop or evaluate or done % config.checkpoint_every == 0 or done == config.steps
             if save or done % config.log_every == 0:
-                _check_finite(done, metrics, checkpoints)
+                watch.check(checkpoints.latest)
             if done % config.log_every == 0 or done == config.steps:
                 last = report(done, metrics, batches.epoch)
+            if validation is not None and evaluate:
+                began = time.perf_counter()
+                measured = validation(state.params, frozen)
+                better = selection.add(done, measured)
+                report.evaluation(done, measured, better, time.perf_counter() - began)
+                last |= {"evaluation": measured}
             if save:
                 checkpoints.save(state, frozen, gather_position(batches), settings, parents)
                 parents = ()
             if stop:
                 raise Preempted(done)
-    return last
-
-
-def _check_finite(step: int, metrics: dict[str, jax.Array], checkpoints: Checkpoints) -> None:
-    loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
-    if not math.isfinite(loss + norm):
-        saved = checkpoints.latest()
-        kept = "nothing was saved" if saved is None else f"the last checkpoint is of step {saved}"
-        raise InputError(
-            f"step {step} has a loss of {loss} and a gradient norm of {norm}; {kept}: "
-            "start again with a lower optimizer.learning_rate or optimizer.clip_norm"
-        )
-
-
-def gather_position(batches: Batches) -> dict[str, Any]:
-    """The data position of all processes as one, for a checkpoint that any number of them can continue."""
-    own = batches.get_state()
-    if jax.process_count() == 1:
-        return own
-    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([text.size]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: text.size] = text
-    rows = multihost_utils.process_allgather(padded)
-    return merge_states([json.loads(bytes(r[: int(n)])) for r, n in zip(rows, sizes.ravel(), strict=True)])
-
-
-class Reporter:
-    """Progress on standard error and in `metrics.jsonl` beside the checkpoints; process 0 speaks for all."""
-
-    def __init__(self, config: TrainConfig, groups: tuple[str, ...], start: int, progress: bool) -> None:
-        self.config, self.groups = config, groups
-        self.speaks = jax.process_index() == 0
-        shown, redrawn = progress and self.speaks, sys.stderr.isatty()
-        self._lines = shown and not redrawn  # into a file or a pipe, which would hold every state of a bar
-        self._bar = tqdm(
-            total=config.steps,
-            initial=start,
-            unit="step",
-            disable=not (shown and redrawn),
-            desc=f"training {config.data.mode}",
-            dynamic_ncols=True,
-        )
-        self._at, self._since = start, time.perf_counter()
-
-    def __call__(self, step: int, metrics: dict[str, jax.Array], epoch: float) -> dict[str, Any]:
-        """Waits for `metrics`, writes them, and returns them as plain numbers."""
-        values = jax.device_get(metrics)
-        now = time.perf_counter()
-        tokens = (step - self._at) * self.config.data.batch_size * self.config.data.length
-        speed = tokens / (now - self._since)
-        counted = zip(self.groups, values["group_loss"], values["group_tokens"], strict=True)
-        record = {
-            "step": step,
-            "loss": float(values["loss"]),
-            "gradient_norm": float(values["gradient_norm"]),
-            "tokens_per_second": speed,
-            "epoch": epoch,
-            "loss_by_group": {name: float(total / count) for name, total, count in counted if count},
-        }
-        said = f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s"
-        self._bar.set_postfix_str(said, refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._lines:
-            left = timedelta(seconds=round((now - self._since) / (step - self._at) * (self.config.steps - step)))
-            mode, steps = self.config.data.mode, self.config.steps
-            print(f"training {mode}: step {step}/{steps}, {said}, {left} left", file=sys.stderr, flush=True)
-        if self.speaks:
-            with (self.config.out / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        self._at, self._since = step, now
-        return record
-
-    def __enter__(self) -> "Reporter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+    if done > start and jax.process_index() == 0:
+        draw_curves(metrics_file, config.out / FIGURE)
+    return last | ({"best_step": selection.best.step} if selection.best else {})

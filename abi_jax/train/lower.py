@@ -16,7 +16,8 @@ from abi_jax.model.weight import abstract, describe
 from abi_jax.sharding.context import lowering_for, use
 from abi_jax.sharding.mesh import MeshConfig, abstract_mesh
 from abi_jax.sharding.rules import AxisRules
-from abi_jax.train.step import BATCH_AXES, Objective, TrainState, abstract_moments, make_step
+from abi_jax.train.objectives import BATCH_AXES
+from abi_jax.train.step import Objective, TrainState, abstract_moments, make_step
 
 Platform = Literal["cpu", "cuda", "tpu"]
 

@@ -8,6 +8,7 @@ from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs
 
 Arrays = dict[str, jax.Array]
+BATCH_AXES = ("batch", "length")
 
 
 def inputs_of(
@@ -30,8 +31,11 @@ def inputs_of(
 
 def token_losses(model: Decoder, inputs: Inputs, targets: jax.Array) -> jax.Array:
     """Cross-entropy of every position's target, f32 `[B, T]`, in nats."""
-    h, _ = model.hidden(inputs)
-    logits = model.logits(h, inputs.mixture)
+    return cross_entropy(model(inputs), targets)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """`-log softmax(logits)[target]` in nats: logits f32 `[B, T, V]` and targets `[B, T]` to f32 `[B, T]`."""
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
@@ -44,6 +48,20 @@ def weighted_mean(losses: jax.Array, weights: jax.Array) -> jax.Array:
     both = jnp.stack([losses, jnp.ones_like(losses)])
     total, weight = jnp.sum(jnp.einsum("nbt,bt->nb", both, weights), axis=1)
     return total / jnp.maximum(weight, 1e-9)
+
+
+def loss_gap(losses: jax.Array, weights: jax.Array, attribute: jax.Array, groups: int) -> jax.Array:
+    """`L_bias`: the variance of the mean losses of an attribute's groups (V-REx, arXiv:2003.00688, equation 8).
+
+    attribute int32 `[B, T]`: 0 where a token has no group, else 1 to `groups`. Groups without a counted token in the
+    batch take no part; with fewer than two, the gap is 0.
+    """
+    sums, counts = (x[1:] for x in group_sums(losses, weights, attribute, groups + 1))
+    there = (counts > 0).astype(jnp.float32)
+    means = sums / jnp.maximum(counts, 1.0)
+    number = jnp.maximum(jnp.sum(there), 1.0)
+    centre = jnp.sum(there * means) / number
+    return jnp.sum(there * (means - centre) ** 2) / number
 
 
 def group_sums(losses: jax.Array, weights: jax.Array, group: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:

@@ -23,7 +23,8 @@ from abi_jax.persona import Persona, load_personas, reading_table, strict_table
 from abi_jax.sharding.rules import AxisRules, check_divides
 from abi_jax.text import Tokenizer, train_tokenizer
 from abi_jax.train.config import TrainConfig
-from abi_jax.train.step import BATCH_AXES, Objective
+from abi_jax.train.objectives import BATCH_AXES
+from abi_jax.train.step import Objective
 from abi_jax.train.trees import cut, is_persona
 
 
@@ -47,13 +48,20 @@ class Run:
         """Whether the persona terms take part."""
         return self.config.data.mode == "persona"
 
-    def objective(self, groups: int) -> Objective:
-        """What is trained, for batches whose `group` index takes `groups` values."""
+    def objective(self, groups: int, attributes: int = 0) -> Objective:
+        """What is trained, for batches whose `group` and `attribute` indices take so many values."""
+        bias_weight = self.config.bias_weight if attributes else 0.0
+        plain = Objective(self.graphdef, False, groups, bias_weight=bias_weight, attributes=attributes)
         if not self.persona_mode or self.model.persona is None:
-            return Objective(self.graphdef, False, groups)
-        capacity = self.model.persona.capacity
-        reads, strict = pad_rules(self.personas, capacity)
-        return Objective(self.graphdef, True, groups, None if reads.all() else reads, strict)
+            return plain
+        reads, strict = pad_rules(self.personas, self.model.persona.capacity)
+        return replace(plain, persona=True, reads=None if reads.all() else reads, strict=strict)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of a training step; a frozen backbone's own gradients are not computed."""
+        forward = self.model.flops_per_token(self.config.data.length)
+        return forward * (2 if self.persona_mode and self.config.freeze_backbone else 3)
 
 
 def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,17 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 
-from abi_jax.errors import InputError
 from abi_jax.model.weight import merge
-from abi_jax.sharding.context import everywhere
-from abi_jax.sharding.mesh import describe
-from abi_jax.sharding.rules import AxisRules
-from abi_jax.train.objectives import Arrays, group_sums, inputs_of, token_losses, weighted_mean
+from abi_jax.sharding.context import constrain, everywhere
+from abi_jax.train.objectives import BATCH_AXES, Arrays, group_sums, inputs_of, loss_gap, token_losses, weighted_mean
 from abi_jax.train.trees import Tree, join
-
-BATCH_AXES = ("batch", "length")
 
 
 @jax.tree_util.register_dataclass
@@ -34,35 +28,92 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained on a batch. `groups`: how many values the batch's `group` index takes."""
+    """What is trained on a batch: `L_prediction + bias_weight L_bias`.
+
+    groups: how many values the batch's `group` index takes. attributes: how many groups the bias term compares, by the
+    batch's `attribute` index.
+    """
 
     graphdef: nnx.GraphDef
     persona: bool
     groups: int
     reads: np.ndarray | None = None
     strict: np.ndarray | None = None
+    bias_weight: float = 0.0
+    attributes: int = 0
 
     def losses(self, trained: Tree, frozen: Tree, batch: Arrays) -> jax.Array:
         """Loss of every token, f32 `[B, T]`."""
         model = merge(self.graphdef, join(trained, frozen))
         return token_losses(model, inputs_of(batch, self.persona, self.reads, self.strict), batch["targets"])
 
+    def total(self, losses: jax.Array, batch: Arrays) -> jax.Array:
+        """What is minimised, from the losses of all tokens."""
+        loss = weighted_mean(losses, batch["weights"])
+        if self.bias_weight:
+            gap = loss_gap(losses, batch["weights"], batch["attribute"], self.attributes)
+            loss += self.bias_weight * gap
+        return loss
+
+    def gradient(self, trained: Tree, frozen: Tree, batch: Arrays, parts: int = 1) -> tuple[jax.Array, Tree]:
+        """Losses of all tokens `[B, T]` and the gradient of their total, computed in `parts` passes over rows.
+
+        The gradient of the total by each token's loss is taken first, over the whole batch: with it the parts'
+        gradients sum to that of the batch, whatever the total is. Where it depends on the losses themselves
+        (`bias_weight`), they cost a forward pass of their own.
+        """
+        if parts == 1:
+
+            def total_of(trained: Tree) -> tuple[jax.Array, jax.Array]:
+                losses = self.losses(trained, frozen, batch)
+                return self.total(losses, batch), losses
+
+            gradient, losses = jax.grad(total_of, has_aux=True)(trained)
+            return losses, gradient
+
+        cut = {name: _parts(x, parts) for name, x in batch.items()}
+        shape = cut["targets"].shape
+        losses = jnp.zeros(shape)
+        if self.bias_weight:
+            losses = jax.lax.map(lambda part: self.losses(trained, frozen, part), cut)
+        shares = _parts(jax.grad(self.total)(_whole(losses), batch), parts)
+
+        def pass_over(sum_of: Tree, part: tuple[Arrays, jax.Array]) -> tuple[Tree, jax.Array]:
+            def share_of(trained: Tree) -> tuple[jax.Array, jax.Array]:
+                losses = self.losses(trained, frozen, part[0])
+                return jnp.sum(losses * part[1]), losses
+
+            gradient, losses = jax.grad(share_of, has_aux=True)(trained)
+            return jax.tree.map(jnp.add, sum_of, gradient), losses
+
+        gradient, losses = jax.lax.scan(pass_over, jax.tree.map(jnp.zeros_like, trained), (cut, shares))
+        return _whole(losses), gradient
+
+
+def _parts(x: jax.Array, parts: int) -> jax.Array:
+    """`[B, ...]` to `[parts, B / parts, ...]`: row r goes to part r mod parts, so that every device keeps its rows."""
+    cut = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(cut, (None, *BATCH_AXES, *(None,) * (x.ndim - 2)))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """Undoes `_parts`."""
+    whole = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return constrain(whole, (*BATCH_AXES, *(None,) * (x.ndim - 3)))
+
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, allowed: Tree | None = None
+    objective: Objective, optimizer: optax.GradientTransformation, allowed: Tree | None = None, accumulate: int = 1
 ) -> Callable[[TrainState, Tree, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the compiled step `(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
     `allowed`, shaped to broadcast over the trained weights, is 0 where a weight must not move: its gradient does
-    not count towards the norm either, and weight decay leaves it alone.
+    not count towards the norm either, and weight decay leaves it alone. accumulate: passes that a batch is cut into,
+    for memory; the gradient is the batch's.
     """
 
     def step(state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
-        def loss_of(trained: Tree) -> tuple[jax.Array, jax.Array]:
-            losses = objective.losses(trained, frozen, batch)
-            return weighted_mean(losses, batch["weights"]), losses
-
-        (loss, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        losses, gradients = objective.gradient(state.params, frozen, batch, accumulate)
         if allowed is not None:
             gradients = jax.tree.map(lambda may, g: may * g, allowed, gradients)
         updates, inner = optimizer.update(gradients, state.optimizer, state.params)
@@ -71,12 +122,18 @@ def make_step(
             params = jax.tree.map(lambda may, new, old: jnp.where(may > 0, new, old), allowed, params, state.params)
         sums, counts = group_sums(losses, batch["weights"], batch["group"], objective.groups)
         metrics = {
-            "loss": loss,
+            "loss": weighted_mean(losses, batch["weights"]),
             # apart: shared with the optimizer's second moment, every squared gradient would be written to memory
             "gradient_norm": optax.tree.norm(jax.lax.optimization_barrier(gradients)),
             "group_loss": sums,
             "group_tokens": counts,
         }
+        if objective.attributes:
+            attribute = batch["attribute"]
+            metrics["bias"] = loss_gap(losses, batch["weights"], attribute, objective.attributes)
+            metrics["attribute_loss"], metrics["attribute_tokens"] = group_sums(
+                losses, batch["weights"], attribute, objective.attributes + 1
+            )
         return TrainState(params, inner, state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -112,33 +169,3 @@ def initial_state(params: Tree, optimizer: optax.GradientTransformation) -> Trai
     moments, whole = abstract_moments(params, optimizer)
     out = jax.tree.map(lambda x: x.sharding, moments)
     return TrainState(params, jax.jit(optimizer.init, out_shardings=out)(params), jax.device_put(jnp.int32(0), whole))
-
-
-def batch_share(batch_size: int, mesh: Mesh, rules: AxisRules) -> tuple[int, int]:
-    """Which rows of a global batch this process feeds to its devices: part `index` of `count` equal parts.
-
-    Processes that hold the same rows, because the mesh splits something else between them, have the same part.
-    """
-    rows = NamedSharding(mesh, rules.spec(BATCH_AXES[:1], mesh))
-    held: dict[int, set[int]] = {}
-    places: Any = rows.devices_indices_map((batch_size,))
-    for device, (part,) in places.items():
-        held.setdefault(device.process_index, set()).update(range(batch_size)[part])
-    parts = sorted({tuple(sorted(mine)) for mine in held.values()})
-    if sum(map(len, parts)) != batch_size:
-        raise InputError(
-            f"{len(held)} processes on {describe(mesh)}: their rows of a batch overlap in part; "
-            "expected a mesh that gives two processes the same rows or no row in common"
-        )
-    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
-
-
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, rows: int) -> Arrays:
-    """Puts this process's share of a batch of `rows` on the mesh: rows over data axes, tokens over sequence."""
-
-    def put(x: np.ndarray) -> jax.Array:
-        axes = (*BATCH_AXES, *(None,) * (x.ndim - 2))
-        placed = NamedSharding(mesh, rules.spec(axes, mesh))
-        return jax.make_array_from_process_local_data(placed, x, (rows, *x.shape[1:]))
-
-    return {name: put(x) for name, x in batch.items()}

@@ -15,9 +15,9 @@ from abi_jax.model.generate import Generator, Prompt
 from abi_jax.model.weight import Tree, describe, merge, shardings
 from abi_jax.sharding import AxisRules, MeshConfig, use
 from abi_jax.text.roles import Role
+from abi_jax.train.feed import batch_share, place_batch
 from abi_jax.train.objectives import inputs_of
 from abi_jax.train.setup import prepare
-from abi_jax.train.step import batch_share, place_batch
 from tests.train.tiny import CAPACITY, MESHES, ONE, batches, config, mesh_of, prepared, single, train_on
 
 TOLERANCE = 1e-5

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from abi_jax.data import Example, ExampleSource, assemble, demo_files, read_records
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, describe, merge
 from abi_jax.text.roles import NUM_ROLES, Role
-from abi_jax.train.loop import pad_personas
-from abi_jax.train.objectives import group_sums, inputs_of, token_losses, weighted_mean
+from abi_jax.train.feed import pad_personas
+from abi_jax.train.objectives import group_sums, inputs_of, loss_gap, token_losses, weighted_mean
 from abi_jax.train.step import Objective
 from abi_jax.train.trees import join
 from tests.train.tiny import CAPACITY, batches, prepared
@@ -33,7 +35,7 @@ def params() -> Tree:
     return join(bank, run.frozen)
 
 
-def losses(batch: dict[str, Any], persona: bool = True, **rules: np.ndarray) -> np.ndarray:
+def losses(batch: dict[str, Any], persona: bool = True, **rules: Any) -> np.ndarray:
     """Loss of every token, [B, T]."""
     graphdef, _ = describe(partial(Decoder, prepared("persona").model))
     objective = Objective(graphdef, persona, 5, **rules)
@@ -63,6 +65,22 @@ def test_means_and_sums() -> None:
     sums, counts = group_sums(loss, weights, group, 3)
     assert sums.tolist() == [5, 0, 5]
     assert counts.tolist() == [1, 0, 2]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31), groups=st.integers(1, 5))
+def test_the_bias_term_is_the_variance_of_the_means_of_the_groups_that_are_there(seed: int, groups: int) -> None:
+    rng = np.random.default_rng(seed)
+    loss, weights = rng.exponential(size=(3, 7)), rng.integers(0, 2, (3, 7)) * rng.uniform(0.1, 2, (3, 7))
+    attribute = rng.integers(0, groups + 1, (3, 7))
+    means = [
+        loss[(attribute == g) & (weights > 0)].mean()
+        for g in range(1, groups + 1)
+        if ((attribute == g) & (weights > 0)).any()
+    ]
+    as_f32 = jnp.asarray(loss, jnp.float32), jnp.asarray(weights, jnp.float32)
+    found = loss_gap(*as_f32, jnp.asarray(attribute), groups)
+    assert float(found) == pytest.approx(np.var(means) if means else 0.0, rel=1e-4, abs=1e-6)
 
 
 # --- packing -------------------------------------------------------------------------------------

@@ -54,12 +54,14 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_reports(whole: Path) -> None:
     records = metrics(whole)
     assert [r["step"] for r in records] == list(range(1, STEPS + 1))
-    assert set(records[0]) == {"step", "loss", "gradient_norm", "tokens_per_second", "epoch", "loss_by_group"}
+    measured = {"loss", "gradient_norm", "learning_rate", "tokens_per_second", "input_wait", "mfu", "loss_by_group"}
+    assert set(records[0]) == {"step", "epoch", *measured}
     assert set(records[0]["loss_by_group"]) <= {"abbey", "aviva", "abi", "mixed", "base"}
     for record in records:
         low, high = min(record["loss_by_group"].values()), max(record["loss_by_group"].values())
         assert low <= record["loss"] <= high
         assert record["gradient_norm"] > 0 and record["tokens_per_second"] > 0
+        assert 0 < record["mfu"] < 1 and 0 <= record["input_wait"] < 1
     epochs = [r["epoch"] for r in records]
     assert epochs == sorted(epochs) and epochs[0] > 0
     np.testing.assert_allclose(losses(whole), single("backbone").losses, rtol=0, atol=1e-5)
@@ -69,6 +71,7 @@ def test_a_run_keeps_what_it_needs_to_go_on_and_no_more_checkpoints_than_asked(w
     assert ModelDirectory(whole).steps() == [10, 15, 20]
     assert sorted(p.name for p in whole.iterdir()) == [
         "checkpoints",
+        "curves.png",
         "lineage",
         "metrics.jsonl",
         "model.yaml",
@@ -163,10 +166,20 @@ def test_a_run_of_another_kind_is_not_taken_for_this(changes: dict[str, Any], me
 
 def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(stopped: Path, tmp_path: Path) -> None:
     out = shutil.copytree(stopped, tmp_path / "run")
-    with pytest.raises(InputError, match=r"step 1\d has a loss of .*(nan|inf); the last checkpoint is of step 10"):
+    with pytest.raises(
+        InputError, match=r"step 1\d has a loss of .*(nan|inf); its batch .*; the last checkpoint is of step 10"
+    ):
         train(backbone(out, optimizer={"learning_rate": 1e30, "schedule": "constant"}), progress=False)
     assert ModelDirectory(out).steps() == [5, 10]
     assert "NaN" not in (out / "metrics.jsonl").read_text()
+    evidence = json.loads((out / "non-finite.json").read_text())
+    assert evidence["step"] > 10 and all(".jsonl:" in where for where in evidence["records"])
+
+
+def test_the_first_step_that_is_not_finite_is_named_however_seldom_metrics_are_read(tmp_path: Path) -> None:
+    steep = {"learning_rate": 1e30, "schedule": "constant", "warmup_steps": 0}
+    with pytest.raises(InputError, match=r"step ([234]) has a loss of .*; its batch held .*jsonl:\d+, .* and \d+ more"):
+        train(backbone(tmp_path / "run", optimizer=steep, log_every=20, checkpoint_every=20), progress=False)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from abi_jax.model.weight import Tree, describe, shardings
 from abi_jax.sharding import AXES, AxisRules, MeshConfig, make_mesh, use
 from abi_jax.train import loop
 from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
+from abi_jax.train.feed import open_batches, pad_personas, place_batch
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.setup import Run, prepare
-from abi_jax.train.step import initial_state, make_step, place_batch
+from abi_jax.train.step import initial_state, make_step
 from abi_jax.train.trees import cut, is_persona, join
 
 STEPS = 20
@@ -92,8 +93,8 @@ def placed(run: Run, mesh: Mesh) -> Run:
 @cache
 def batches(mode: str) -> tuple[Batch, ...]:
     """The batches of the run, whole and with the model's persona axis."""
-    with loop.open_batches(prepared(mode), "train") as source:
-        return tuple(loop.pad_personas(next(source), CAPACITY) for _ in range(STEPS))
+    with open_batches(prepared(mode), "train") as source:
+        return tuple(pad_personas(next(source), CAPACITY) for _ in range(STEPS))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The persona x data-set perplexity matrix: how well each voice predicts each kind of answer."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -8,9 +9,9 @@ import jax
 import numpy as np
 
 from abi_jax.persona import mixture_name, mixture_vector
-from abi_jax.train.loop import open_batches, pad_personas
+from abi_jax.train.feed import open_batches, pad_personas, place_batch
 from abi_jax.train.setup import Run
-from abi_jax.train.step import make_evaluation, place_batch
+from abi_jax.train.step import make_evaluation
 from abi_jax.train.trees import Tree
 
 SEEN_BATCHES = 24
@@ -41,26 +42,44 @@ class Matrix:
         return {voice: dict(zip(self.datasets, row, strict=True)) for voice, row in rows}
 
 
-def perplexity_matrix(run: Run, trained: Tree, frozen: Tree, seen: bool = False) -> Matrix:
+class MatrixMeter:
     """Measures the base model, every persona and every mixture in the data on the responses of every data set.
 
     On those held out; with `seen`, on those of training, as many as `SEEN_BATCHES` hold. A voice speaks exactly
-    where the record's own persona would. Runs under the run's mesh.
+    where the record's own persona would. Used under the run's mesh; the data stay open until `close`.
     """
-    names = [p.name for p in run.personas]
-    with open_batches(run, "train" if seen else "held_out", group_by="dataset") as batches:
-        spoken: list[Mapping[str, float]] = [{}, *({name: 1.0} for name in names), *batches.mixtures]
-        evaluate = make_evaluation(run.objective(len(batches.groups)))
-        sums = np.zeros((len(spoken), len(batches.groups)))
-        counts = np.zeros(len(batches.groups))
-        for batch in islice(batches, SEEN_BATCHES if seen else None):
-            for i, mixture in enumerate(spoken):
-                loss, tokens = evaluate(trained, frozen, _spoken_by(run, batch, mixture_vector(mixture, names)))
+
+    def __init__(self, run: Run, seen: bool = False) -> None:
+        self._run, self._limit = run, SEEN_BATCHES if seen else None
+        self._batches = open_batches(run, "train" if seen else "held_out", group_by="dataset")
+        names = [p.name for p in run.personas]
+        spoken: list[Mapping[str, float]] = [{}, *({name: 1.0} for name in names), *self._batches.mixtures]
+        self._voices = {mixture_name(mixture): mixture_vector(mixture, names) for mixture in spoken}
+        self._evaluate = make_evaluation(run.objective(len(self._batches.groups)))
+
+    def __call__(self, trained: Tree, frozen: Tree) -> Matrix:
+        """Measures these weights."""
+        self._batches.restart()
+        sums = np.zeros((len(self._voices), len(self._batches.groups)))
+        counts = np.zeros(len(self._batches.groups))
+        for batch in islice(self._batches, self._limit):
+            for i, w in enumerate(self._voices.values()):
+                loss, tokens = self._evaluate(trained, frozen, _spoken_by(self._run, batch, w))
                 sums[i] += np.asarray(loss)
             counts += np.asarray(tokens)
         measured = counts > 0
-        datasets = tuple(name for name, any_tokens in zip(batches.groups, measured, strict=True) if any_tokens)
-    return Matrix(tuple(map(mixture_name, spoken)), datasets, np.exp(sums[:, measured] / counts[measured]))
+        datasets = tuple(name for name, any_tokens in zip(self._batches.groups, measured, strict=True) if any_tokens)
+        return Matrix(tuple(self._voices), datasets, np.exp(sums[:, measured] / counts[measured]))
+
+    def close(self) -> None:
+        """Closes the data."""
+        self._batches.close()
+
+
+def perplexity_matrix(run: Run, trained: Tree, frozen: Tree, seen: bool = False) -> Matrix:
+    """Measures once; see `MatrixMeter`."""
+    with closing(MatrixMeter(run, seen)) as measure:
+        return measure(trained, frozen)
 
 
 def _spoken_by(run: Run, batch: dict[str, np.ndarray], w: np.ndarray) -> dict[str, jax.Array]:

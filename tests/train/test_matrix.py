@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from abi_jax.data import Example, ExampleSource, load_split
-from abi_jax.evaluate.perplexity import Matrix, perplexity_matrix
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.weight import describe, merge
 from abi_jax.persona import parse_mixture
 from abi_jax.sharding import AxisRules, MeshConfig, use
+from abi_jax.train.matrix import Matrix, perplexity_matrix
 from abi_jax.train.setup import Run, pad_rules, prepare
 from abi_jax.train.trees import join
 from tests.model.cases import readable_roles

@@ -1,1 +1,0 @@
-"""Evaluation: what a model is worth, measured."""
