@@ -81,9 +81,7 @@ def run_sweep(
     """
     settings = sweep.settings()
     if len({sweep.name(s) for s in settings}) < len(settings):
-        raise InputError(
-            f"--grid {', '.join(sweep.grid)}: two settings have one name; expected keys that differ at their end"
-        )
+        raise InputError(f"--grid {', '.join(sweep.grid)}: a setting is there twice; expected different values")
     folds: Sequence[int | None] = range(sweep.folds) if sweep.folds else [None]
     plan = [(s, [sweep.config(s, fold, _place(sweep, s, fold)) for fold in folds]) for s in settings]
     trials = []
