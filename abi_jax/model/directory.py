@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from abi_jax.config import dump_yaml, load
 from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, abstract, describe
@@ -176,13 +177,3 @@ def check_writable(path: Path) -> None:
 def options(keep: int | None = None, asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
     """Orbax settings that every writer of model directories shares."""
     return ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under another name first, so that what is at `path` is always whole."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -18,11 +18,12 @@ import jax
 from abi_jax import __version__
 from abi_jax.config import dump_yaml
 from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
 from abi_jax.lineage import Chain, Link
 from abi_jax.lineage_digest import TensorDigest, canonical, content_root, digest_tree, sha256
 from abi_jax.lineage_seal import seal_files, seal_root
 from abi_jax.model.config import ModelConfig
-from abi_jax.model.directory import PARAMS, ModelDirectory, check_new, write_atomically
+from abi_jax.model.directory import PARAMS, ModelDirectory, check_new
 from abi_jax.model.weight import Tree
 from abi_jax.persona import Persona
 from abi_jax.text.tokenizer import Tokenizer

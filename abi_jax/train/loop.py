@@ -16,7 +16,8 @@ from tqdm import tqdm
 from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches, Split, merge_states
 from abi_jax.errors import InputError, Preempted
-from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
+from abi_jax.files import write_atomically
+from abi_jax.model.directory import ModelDirectory, check_writable
 from abi_jax.model.provenance import Provenance
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
