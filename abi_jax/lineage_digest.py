@@ -122,10 +122,9 @@ class Snapshot:
     the processes that have it, so that all have about as much to do.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], known: Mapping[str, TensorDigest] | None = None) -> None:
-        """`tensors`: arrays by path; random keys are taken as their data. Those in `known` are not looked at."""
-        self._known = dict(known or {})
-        arrays = {path: _data(tensors[path]) for path in sorted(tensors.keys() - self._known.keys())}
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        """`tensors`: arrays by path; random keys are taken as their data."""
+        arrays = {path: _data(tensors[path]) for path in sorted(tensors)}
         self._about = {path: _About(np.dtype(x.dtype).name, tuple(x.shape)) for path, x in arrays.items()}
         loads = [0] * jax.process_count()
         shares = {path: _share(x, self._about[path].chunk, loads) for path, x in arrays.items()}
@@ -175,8 +174,7 @@ class Snapshot:
         for path, filled in there.items():
             if not filled.all():
                 raise RuntimeError(f"{path}: no process hashed {np.sum(~filled)} of its {len(filled)} chunks")
-        made = {path: about.digest(path, list(map(bytes, whole[path]))) for path, about in self._about.items()}
-        return self._known | made
+        return {path: about.digest(path, list(map(bytes, whole[path]))) for path, about in self._about.items()}
 
 
 def digest_tree(tensors: Mapping[str, Any]) -> dict[str, TensorDigest]:
@@ -229,7 +227,8 @@ def _share(x: Any, chunk: Sequence[int], loads: list[int]) -> list[tuple[Any, tu
     if not isinstance(x, jax.Array):
         return [(x, (0,) * x.ndim)] if jax.process_index() == 0 else []
     devices: dict[tuple[tuple[int, int], ...], dict[int, Any]] = {}  # region -> process -> one of its devices
-    for device, region in x.sharding.devices_indices_map(x.shape).items():
+    places: dict[Any, Any] = dict(x.sharding.devices_indices_map(x.shape))
+    for device, region in places.items():
         devices.setdefault(_bounds(region, x.shape), {}).setdefault(device.process_index, device)
     if not all(_whole(bounds, x.shape, chunk) for bounds in devices):
         loads[0] += x.nbytes

@@ -4,12 +4,14 @@ runs/base/
   model.yaml        ModelConfig
   personas.yaml     the personas, in the order of the persona axis
   tokenizer/        the tokenizer's own files, unchanged
-  checkpoints/N/    one Orbax step: `params`, and whatever a training run adds
+  checkpoints/N/    one Orbax step: `params`, and whatever a training run adds; under another name until it is whole
   lineage/          what every step was made from (see model/provenance.py)
 """
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +101,14 @@ class ModelDirectory:
         """Newest complete step, or None."""
         return max(self.steps(), default=None)
 
+    def drop_steps(self, keep: int) -> None:
+        """Removes all but the newest `keep` steps. What is being removed is no step any more, whatever stops it."""
+        dropped = self.checkpoints / "dropped"
+        for step in self.steps()[:-keep]:
+            dropped.mkdir(exist_ok=True)
+            (self.checkpoints / str(step)).rename(dropped / f"{step}-{time.time_ns()}")
+        shutil.rmtree(dropped, ignore_errors=True)
+
     def save_params(self, step: int, params: Tree) -> None:
         """Writes the weights as step `step`, atomically, and waits for them."""
         with ocp.CheckpointManager(self.checkpoints, options=options()) as manager:
@@ -174,6 +184,6 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{str(path)!r} cannot be written: {str(there)!r} is read-only")
 
 
-def options(keep: int | None = None, asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
+def options(asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
     """Orbax settings that every writer of model directories shares."""
-    return ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
+    return ocp.CheckpointManagerOptions(enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True)
