@@ -8,15 +8,15 @@ is a text file of one link a line; its last hash, the head, stands for everythin
 """
 
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
 from abi_jax.lineage_digest import canonical, sha256
 
 GENESIS = "0" * 64
@@ -95,17 +95,9 @@ class Chain:
         links = self.links()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         made = replace(link, previous=links[-1].hash if links else GENESIS, time=link.time or now)
-        self._write([*links, made])
-        return made
-
-    def _write(self, links: Sequence[Link]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("".join(link.line() for link in links))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(link.line() for link in [*links, made]))
+        return made
 
     def entries(self) -> Iterator[Link | Break]:
         """Every line, oldest first: its link, or what is wrong with it."""

@@ -9,12 +9,12 @@ and nothing but hashes moves between processes.
 """
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -25,6 +25,8 @@ from jax.experimental import multihost_utils
 
 CHUNK_BYTES = 64 * 1024
 HASH = 32  # bytes of a SHA-256
+CHUNKS_A_JOB = 256  # handing a job to a thread takes about as long as hashing one chunk
+LEAF = np.dtype([("at", np.int64), ("hash", np.uint8, (HASH,))])  # a chunk's place in its grid, row-major, and hash
 
 Region = tuple[slice, ...]
 
@@ -56,14 +58,17 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
 def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """Sizes of a chunk of an array of `shape`: halved along the axis with the fewest pieces until it is small enough.
 
-    Pieces are powers of two, so that shards of an evenly split array are whole chunks.
+    An axis of even size is halved no further than it is even while another can be cut instead, so that the shards of
+    an axis split evenly by a power of two are whole chunks.
     """
     pieces = [1] * len(shape)
     sizes = list(shape)
     while itemsize * prod(sizes) > CHUNK_BYTES:
-        axis = min((a for a, size in enumerate(sizes) if size > 1), key=lambda a: pieces[a])
+        free = [a for a, size in enumerate(sizes) if size > 1]
+        cuttable = [a for a in free if sizes[a] % 2 == 0 or shape[a] % 2] or free
+        axis = min(cuttable, key=lambda a: pieces[a])
         pieces[axis] *= 2
-        sizes[axis] = -(-shape[axis] // pieces[axis])
+        sizes[axis] = -(-sizes[axis] // 2)
     return tuple(sizes)
 
 
@@ -82,6 +87,26 @@ class TensorDigest:
 
 
 @dataclass(frozen=True)
+class _About:
+    """What a tensor is, besides its content."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @cached_property
+    def chunk(self) -> tuple[int, ...]:
+        return chunk_shape(self.shape, np.dtype(self.dtype).itemsize)
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        return grid(self.shape, self.chunk)
+
+    def digest(self, path: str, leaves: Sequence[bytes]) -> TensorDigest:
+        said = canonical({"path": path, "dtype": self.dtype, "shape": self.shape, "chunk": self.chunk})
+        return TensorDigest(self.dtype, self.shape, sha256("tensor", said, b"\0", merkle_root(leaves)).hex())
+
+
+@dataclass(frozen=True)
 class _Part:
     """Host copy of a region of a tensor: whole chunks, the first at `at` in the grid."""
 
@@ -93,60 +118,73 @@ class _Part:
 class Snapshot:
     """Host copies of what this process must hash of a tree; taking it waits for the devices, hashing it does not.
 
-    Taken by all processes, since a tensor whose shards cut through chunks is gathered.
+    Taken by all processes, since a tensor whose shards cut through chunks is gathered. Each region is hashed by one of
+    the processes that have it, so that all have about as much to do.
     """
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         """`tensors`: arrays by path; random keys are taken as their data."""
-        self._about: dict[str, tuple[str, tuple[int, ...]]] = {}
+        arrays = {path: _data(tensors[path]) for path in sorted(tensors)}
+        self._about = {path: _About(np.dtype(x.dtype).name, tuple(x.shape)) for path, x in arrays.items()}
+        loads = [0] * jax.process_count()
+        shares = {path: _share(x, self._about[path].chunk, loads) for path, x in arrays.items()}
+        for data in (data for regions in shares.values() for data, _ in regions or ()):
+            if isinstance(data, jax.Array):
+                data.copy_to_host_async()
         self._parts: list[_Part] = []
-        for path in sorted(tensors):
-            x = tensors[path]
-            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.random.key_data(x)
-            self._about[path] = (np.dtype(x.dtype).name, tuple(x.shape))
-            self._parts += [_Part(path, array, at) for array, at in _owned(x)]
+        for path, regions in shares.items():
+            found = _gathered(arrays[path]) if regions is None else regions
+            self._parts += [_Part(path, _host_copy(data), at) for data, at in found]
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """This process's leaves by path, uint8 `[chunks, 32]`; zero where another process has the chunk."""
-        found = {}
-        for path, (dtype, shape) in self._about.items():
-            chunks = grid(shape, chunk_shape(shape, np.dtype(dtype).itemsize))
-            found[path] = np.zeros((*chunks, HASH), np.uint8)
+        """This process's leaves by path: `LEAF` `[chunks that it has]`, in no particular order."""
+        found: dict[str, list[np.ndarray]] = {}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            jobs = [job for part in self._parts for job in self._jobs(part)]
-            for (path, at), digest in zip(
-                ((path, at) for path, at, _ in jobs), pool.map(_leaf, (view for *_, view in jobs)), strict=True
-            ):
-                found[path][at] = np.frombuffer(digest, np.uint8)
-        return {path: x.reshape(-1, HASH) for path, x in found.items()}
+            jobs = [(part, first) for part in self._parts for first in range(0, self._count(part), CHUNKS_A_JOB)]
+            for (part, _), leaves in zip(jobs, pool.map(lambda job: self._hash(*job), jobs), strict=True):
+                found.setdefault(part.path, []).append(leaves)
+        return {path: np.concatenate(leaves) for path, leaves in found.items()}
 
-    def _jobs(self, part: _Part) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        dtype, shape = self._about[part.path]
-        chunk = chunk_shape(shape, np.dtype(dtype).itemsize)
-        for at in itertools.product(*map(range, grid(part.array.shape, chunk))):
-            region = tuple(slice(i * step, (i + 1) * step) for i, step in zip(at, chunk, strict=True))
-            yield part.path, tuple(a + b for a, b in zip(part.at, at, strict=True)), part.array[region]
+    def _count(self, part: _Part) -> int:
+        return prod(grid(part.array.shape, self._about[part.path].chunk))
+
+    def _hash(self, part: _Part, first: int) -> np.ndarray:
+        about = self._about[part.path]
+        own = grid(part.array.shape, about.chunk)
+        made = np.empty(min(CHUNKS_A_JOB, prod(own) - first), LEAF)
+        places, hashes = made["at"], made["hash"]
+        for i in range(len(made)):
+            at = _unravel(first + i, own)
+            region = tuple(slice(a * step, (a + 1) * step) for a, step in zip(at, about.chunk, strict=True))
+            places[i] = _ravel([a + b for a, b in zip(at, part.at, strict=True)], about.grid)
+            hashes[i] = np.frombuffer(_leaf(part.array[region]), np.uint8)
+        return made
 
     def digests(self, shares: Iterable[Mapping[str, np.ndarray]]) -> dict[str, TensorDigest]:
-        """The digest of every tensor, from the `leaves` of all processes."""
-        whole: dict[str, np.ndarray] = {}
+        """The digest of every tensor, from the `leaves` of all processes, which are read one at a time.
+
+        Raises `RuntimeError` where a chunk is in none of them.
+        """
+        whole = {path: np.zeros((prod(about.grid), HASH), np.uint8) for path, about in self._about.items()}
+        there = {path: np.zeros(len(leaves), bool) for path, leaves in whole.items()}
         for share in shares:
             for path, leaves in share.items():
-                whole[path] = np.maximum(whole.get(path, 0), leaves)
-        made = {}
-        for path, (dtype, shape) in self._about.items():
-            chunk = chunk_shape(shape, np.dtype(dtype).itemsize)
-            about = {"path": path, "dtype": dtype, "shape": shape, "chunk": chunk}
-            root = merkle_root([bytes(leaf) for leaf in whole[path]])
-            made[path] = TensorDigest(dtype, shape, sha256("tensor", canonical(about), b"\0", root).hex())
-        return made
+                whole[path][leaves["at"]] = leaves["hash"]
+                there[path][leaves["at"]] = True
+        for path, filled in there.items():
+            if not filled.all():
+                raise RuntimeError(f"{path}: no process hashed {np.sum(~filled)} of its {len(filled)} chunks")
+        return {path: about.digest(path, list(map(bytes, whole[path]))) for path, about in self._about.items()}
 
 
 def digest_tree(tensors: Mapping[str, Any]) -> dict[str, TensorDigest]:
-    """The digest of every tensor, in one process."""
-    taken = Snapshot(tensors)
-    return taken.digests([taken.leaves()])
+    """The digest of every tensor, in one process; one at a time is copied to the host."""
+    return {path: _digest(path, tensors[path]) for path in sorted(tensors)}
+
+
+def _digest(path: str, x: Any) -> TensorDigest:
+    taken = Snapshot({path: x})
+    return taken.digests([taken.leaves()])[path]
 
 
 def content_root(digests: Mapping[str, TensorDigest]) -> str:
@@ -160,28 +198,61 @@ def _leaf(view: np.ndarray) -> bytes:
     return sha256("chunk", np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 
 
-def _owned(x: Any) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Host copies of this process's share of `x`, and where each begins in the grid of chunks."""
-    first = (0,) * x.ndim
+def _unravel(index: int, sizes: Sequence[int]) -> list[int]:
+    """Place in a grid of the element at `index` in row-major order."""
+    at = []
+    for size in reversed(sizes):
+        index, i = divmod(index, size)
+        at.append(i)
+    return at[::-1]
+
+
+def _ravel(at: Sequence[int], sizes: Sequence[int]) -> int:
+    index = 0
+    for i, size in zip(at, sizes, strict=True):
+        index = index * size + i
+    return index
+
+
+def _data(x: Any) -> Any:
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+
+def _share(x: Any, chunk: Sequence[int], loads: list[int]) -> list[tuple[Any, tuple[int, ...]]] | None:
+    """The regions of `x` that this process hashes, and where each begins in the grid; None where it must be gathered.
+
+    loads: bytes that every process has to hash so far. A region goes to the least loaded that has it.
+    """
     if not isinstance(x, jax.Array):
-        if jax.process_index() == 0:
-            yield np.array(x), first
-        return
-    chunk = chunk_shape(x.shape, x.dtype.itemsize)
+        return [(x, (0,) * x.ndim)] if jax.process_index() == 0 else []
+    devices: dict[tuple[tuple[int, int], ...], dict[int, Any]] = {}  # region -> process -> one of its devices
     places: dict[Any, Any] = dict(x.sharding.devices_indices_map(x.shape))
-    owners: dict[tuple[tuple[int, int], ...], Any] = {}
-    for device, region in sorted(places.items(), key=lambda place: place[0].id):
-        owners.setdefault(_bounds(region, x.shape), device)
-    if not all(_whole(bounds, x.shape, chunk) for bounds in owners):
-        whole = np.array(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
-        if jax.process_index() == 0:
-            yield np.asarray(whole), first
-        return
-    shards = {shard.device: shard for shard in x.addressable_shards}
-    for bounds, device in owners.items():
-        if device in shards:
+    for device, region in places.items():
+        devices.setdefault(_bounds(region, x.shape), {}).setdefault(device.process_index, device)
+    if not all(_whole(bounds, x.shape, chunk) for bounds in devices):
+        loads[0] += x.nbytes
+        return None
+    shards = {shard.device: shard.data for shard in x.addressable_shards}
+    mine = []
+    for bounds in sorted(devices):
+        owner = min(devices[bounds], key=lambda process: (loads[process], process))
+        loads[owner] += x.dtype.itemsize * prod(stop - start for start, stop in bounds)
+        if owner == jax.process_index():
             at = tuple(start // step if step else 0 for (start, _), step in zip(bounds, chunk, strict=True))
-            yield np.array(shards[device].data), at
+            mine.append((shards[devices[bounds][owner]], at))
+    return mine
+
+
+def _gathered(x: jax.Array) -> list[tuple[Any, tuple[int, ...]]]:
+    whole = x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    return [(whole, (0,) * x.ndim)] if jax.process_index() == 0 else []
+
+
+def _host_copy(x: Any) -> np.ndarray:
+    """The values of `x` in memory that no later computation writes to: on a CPU, an array's own memory is donated."""
+    on_device = isinstance(x, jax.Array) and all(device.platform != "cpu" for device in x.devices())
+    return np.asarray(x) if on_device else np.array(x)
 
 
 def _bounds(region: Region, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -16,13 +16,14 @@ pytestmark = pytest.mark.smoke
 PACKAGE = Path(abi_jax.__file__).parent
 
 # A room -> the rooms it may know. Rooms of one floor do not know each other, except as said here.
-GROUND = {"errors", "config", "persona", "lineage", "sharding", "text"}
+GROUND = {"errors", "files", "config", "persona", "lineage", "sharding", "text"}
 MIDDLE = GROUND | {"model", "wdbx", "data"}
 UPPER = MIDDLE | {"train"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "config": {"errors"},
-    "lineage": {"errors", "config"},
+    "lineage": {"errors", "files", "config"},
     "sharding": {"errors", "config"},
     "text": {"errors", "config"},
     "persona": {"errors", "config", "text"},
@@ -38,7 +39,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "": set(),  # abi_jax/__init__.py
 }
 # `config_tree.py` and `config_build.py` belong to `config`, and so on.
-LIGHT = ["abi_jax", "abi_jax.errors", "abi_jax.config"]
+LIGHT = ["abi_jax", "abi_jax.errors", "abi_jax.files", "abi_jax.config"]
 LIGHT += [f"abi_jax.sharding.{name}" for name in ("host_memory", "local", "simulate")]
 HEAVY = ("jax", "flax", "numpy", "torch", "transformers", "orbax", "tensorstore", "matplotlib", "grain")
 

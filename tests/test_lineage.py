@@ -118,6 +118,6 @@ def test_a_link_that_is_not_whole_is_never_there(chain: Chain, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match=r"chain.jsonl cannot be written: No space left on device"):
         chain.append(link(400))
-    assert chain.path.read_bytes() == before
+    assert chain.path.read_bytes() == before and list(chain.path.parent.iterdir()) == [chain.path]

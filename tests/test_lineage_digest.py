@@ -3,6 +3,9 @@
 import hashlib
 import itertools
 import json
+import weakref
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from abi_jax import lineage_digest
 from abi_jax.lineage_digest import (
     CHUNK_BYTES,
     Snapshot,
@@ -101,10 +105,88 @@ def test_a_snapshot_outlives_its_arrays() -> None:
 def test_processes_hash_their_own_chunks_and_put_them_together() -> None:
     x = np.random.default_rng(3).normal(size=(512, 384)).astype(np.float32)
     taken = Snapshot({"w": x})
-    leaves = taken.leaves()["w"]
-    mine = np.arange(len(leaves))[:, None] % 2 == 0
-    shares = [{"w": np.where(mine, leaves, 0)}, {"w": np.where(mine, 0, leaves)}]
-    assert taken.digests(shares) == digest_tree({"w": x})
+    leaves = np.random.default_rng(4).permutation(taken.leaves()["w"])
+    assert len(leaves) > 8 and leaves.nbytes == 40 * len(leaves)
+    assert taken.digests([{"w": leaves[::2]}, {}, {"w": leaves[1::2]}]) == digest_tree({"w": x})
+    with pytest.raises(RuntimeError, match=rf"w: no process hashed 1 of its {len(leaves)} chunks"):
+        taken.digests([{"w": leaves[1:]}])
+
+
+def test_a_chunk_that_hashes_to_zeros_is_not_a_missing_one() -> None:
+    taken = Snapshot({"w": np.zeros(3, np.int8)})
+    (leaf,) = taken.leaves()["w"]
+    leaf["hash"] = 0
+    assert taken.digests([{"w": np.array([leaf])}]).keys() == {"w"}
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    process_index: int
+    platform: str = "tpu"
+
+
+class FakeArray:
+    """What a process sees of an array split by `regions` ways along the first axis, a copy in every `replicas`."""
+
+    def __init__(self, rows: int, regions: int, replicas: int) -> None:
+        self.shape, self.dtype, self.nbytes = (rows, 1024), np.dtype(np.float32), rows * 4096
+        step = rows // regions
+        places = [(r, slice(i * step, (i + 1) * step)) for r in range(replicas) for i in range(regions)]
+        places = [(r, slice(None)) for r in range(replicas)] if regions == 1 else places
+        self.sharding = SimpleNamespace(
+            devices_indices_map=lambda shape: {
+                FakeDevice(n, r): (rows_of, slice(None)) for n, (r, rows_of) in enumerate(places)
+            }
+        )
+        self.addressable_shards: list[Any] = []
+
+
+@pytest.mark.parametrize("regions", [1, 4])
+def test_replicas_share_the_hashing(regions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 tensors that each of four processes has whole."""
+    monkeypatch.setattr("abi_jax.lineage_digest.jax.Array", FakeArray)
+    monkeypatch.setattr("jax.process_index", lambda: 99)
+    loads = [0, 0, 0, 0]
+    for size in [512, 128, 1024, 128] * 16:
+        x = FakeArray(size, regions, replicas=4)
+        assert lineage_digest._share(x, chunk_shape(x.shape, 4), loads) == []
+    assert sum(loads) == 4096 * 1792 * 16 and max(loads) - min(loads) <= 4096 * 1024
+
+
+def test_a_tree_is_copied_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = lineage_digest._host_copy
+    tensors = {f"{i}": jnp.full((333, 77), i) for i in range(6)}
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def kept(x: Any) -> np.ndarray:
+        assert not any(made() is not None for made in alive), "an earlier tensor's copy is still held"
+        made = copy(x)
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(lineage_digest, "_host_copy", kept)
+    assert len(digest_tree(tensors)) == len(alive) == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "axis", "ways"),
+    [
+        ((151936, 1024), 4, 0, 128),  # Qwen's vocabulary: 2^7 * 1187
+        ((151936, 4096), 2, 0, 128),
+        ((128256, 4096), 4, 0, 256),  # Llama 3's: 2^8 * 501
+        ((128256, 8192), 2, 1, 128),
+        ((32000, 4096), 4, 0, 128),
+        ((50257, 768), 4, 1, 8),  # GPT-2's is odd: nothing splits it evenly
+        ((14336, 4096), 4, 0, 64),
+        ((11008, 4096), 2, 1, 32),
+    ],
+)
+def test_shards_are_whole_chunks(shape: tuple[int, int], itemsize: int, axis: int, ways: int) -> None:
+    """Split by any power of two up to `ways`."""
+    chunk = chunk_shape(shape, itemsize)
+    assert CHUNK_BYTES / 4 < itemsize * int(np.prod(chunk)) <= CHUNK_BYTES
+    assert (shape[axis] // ways) % chunk[axis] == 0
 
 
 def test_random_keys_are_their_data() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
 
 HELP = "a statement of what a model is, to be kept elsewhere"
 
@@ -39,7 +40,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     make_receipt(chain, options.link)  # what is wrong with it is said before a key is made
     key = read_key(options.key) if options.key else new_key(options.new_key) if options.new_key else None
     receipt = make_receipt(chain, options.link, key)
-    options.out.write_text(receipt.text(), encoding="utf-8")
+    try:
+        write_atomically(options.out, receipt.text())
+    except InputError:
+        if options.new_key:
+            options.new_key.unlink()
+        raise
     if not options.json:
         print(f"{options.out}: link {receipt.number}, step {receipt.step}, {receipt.head}")
         if receipt.public_key:

@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         for finding in result.findings:
             print(finding)
+        for step in result.writing:
+            print(f"checkpoints/{step}: not linked yet, by a run that is going on")
         print(
             f"{options.model}: {result.links} links, {result.steps} steps, {result.files} files, "
             f"{result.tensors} tensors: {len(result.findings) or 'no'} damage{'s' if len(result.findings) > 1 else ''}"

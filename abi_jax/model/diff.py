@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,8 @@ import numpy as np
 from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.provenance import Provenance, Record
+
+SLAB = 1 << 20  # elements that are held as f64
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Version:
         return cls(path, provenance.record(steps[wanted]))
 
     def read(self, name: str) -> np.ndarray:
-        """Reads a tensor, as f64 where it is a number."""
+        """Reads a tensor, as it is stored."""
         try:
-            return np.asarray(ModelDirectory(self.path).read_tensor(self.record.step, name)).astype(np.float64)
+            return np.asarray(ModelDirectory(self.path).read_tensor(self.record.step, name))
         except (ValueError, OSError):
             raise InputError(f"{name} of {str(self.path)!r} cannot be read; see abi verify") from None
 
@@ -68,9 +71,17 @@ def diff(
         if left[name].shape != right[name].shape:
             found.append(Change(name, "changed"))
             continue
-        old, new = a.read(name), b.read(name)
-        norm, moved = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
-        largest = float(np.max(np.abs(new - old), initial=0.0))
-        found.append(Change(name, "changed", largest, moved / norm if norm else None))
+        found.append(_measure(name, a.read(name).reshape(-1), b.read(name).reshape(-1)))
     found.sort(key=lambda c: (-1.0 if c.relative is None else -c.relative, c.name))
     return found, len(both) - len(differ)
+
+
+def _measure(name: str, old: np.ndarray, new: np.ndarray) -> Change:
+    largest = norm = moved = 0.0
+    for first in range(0, len(old), SLAB):
+        x, y = (v[first : first + SLAB].astype(np.float64) for v in (old, new))
+        norm += float(x @ x)
+        np.subtract(y, x, out=y)
+        moved += float(y @ y)
+        largest = np.maximum(largest, np.abs(y).max())  # unlike max, it keeps what is not a number
+    return Change(name, "changed", float(largest), sqrt(moved / norm) if norm else None)

@@ -4,12 +4,14 @@ runs/base/
   model.yaml        ModelConfig
   personas.yaml     the personas, in the order of the persona axis
   tokenizer/        the tokenizer's own files, unchanged
-  checkpoints/N/    one Orbax step: `params`, and whatever a training run adds
+  checkpoints/N/    one Orbax step: `params`, and whatever a training run adds; under another name until it is whole
   lineage/          what every step was made from (see model/provenance.py)
 """
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from jax.typing import DTypeLike
 
 from abi_jax.config import dump_yaml, load
 from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, abstract, describe
@@ -97,6 +100,14 @@ class ModelDirectory:
     def latest_step(self) -> int | None:
         """Newest complete step, or None."""
         return max(self.steps(), default=None)
+
+    def drop_steps(self, keep: int) -> None:
+        """Removes all but the newest `keep` steps. What is being removed is no step any more, whatever stops it."""
+        dropped = self.checkpoints / "dropped"
+        for step in self.steps()[:-keep]:
+            dropped.mkdir(exist_ok=True)
+            (self.checkpoints / str(step)).rename(dropped / f"{step}-{time.time_ns()}")
+        shutil.rmtree(dropped, ignore_errors=True)
 
     def save_params(self, step: int, params: Tree) -> None:
         """Writes the weights as step `step`, atomically, and waits for them."""
@@ -173,16 +184,6 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{str(path)!r} cannot be written: {str(there)!r} is read-only")
 
 
-def options(keep: int | None = None, asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
+def options(asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
     """Orbax settings that every writer of model directories shares."""
-    return ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=asynchronous)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under another name first, so that what is at `path` is always whole."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    return ocp.CheckpointManagerOptions(enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True)

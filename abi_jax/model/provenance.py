@@ -2,14 +2,17 @@
 
     lineage/chain.jsonl     the links
     lineage/<number>.json   what link <number> stands for: digests of tensors, seals of files, configuration, position
+    lineage/writing         held by a run that is going on
 
 A record holds what its link's hashes are of, so that damage to either is found. It outlives the weights.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,17 @@ import jax
 from abi_jax import __version__
 from abi_jax.config import dump_yaml
 from abi_jax.errors import InputError
+from abi_jax.files import sync_folder, write_atomically
 from abi_jax.lineage import Chain, Link
 from abi_jax.lineage_digest import TensorDigest, canonical, content_root, digest_tree, sha256
 from abi_jax.lineage_seal import seal_files, seal_root
 from abi_jax.model.config import ModelConfig
-from abi_jax.model.directory import PARAMS, ModelDirectory, check_new, write_atomically
+from abi_jax.model.directory import PARAMS, ModelDirectory, check_new
 from abi_jax.model.weight import Tree
 from abi_jax.persona import Persona
 from abi_jax.text.tokenizer import Tokenizer
+
+POSITION, ORIGIN = "position", "origin"  # items of a step that are JSON: where its data was, and what it was made with
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Record:
             seal=seal_root(self.files),
             config=sha256("config", canonical(self.config)).hex(),
             position=sha256("position", canonical(self.position)).hex(),
-            code=f"abi-jax {__version__}, jax {jax.__version__}",
+            code=code(),
             parents=parents,
         )
 
@@ -79,6 +85,14 @@ class Record:
             link.config,
             link.position,
         )
+
+
+@cache
+def code() -> str:
+    """The versions of this program and of JAX; the program's has a digest of its sources, as they are when asked."""
+    package = Path(__file__).resolve().parents[1]
+    sources = seal_root(seal_files(package, package.rglob("*.py")))
+    return f"abi-jax {__version__}, sources {sources[:16]}, jax {jax.__version__}"
 
 
 def named(item: str, tree: Any) -> dict[str, Any]:
@@ -117,21 +131,36 @@ class Provenance:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.chain = Chain(self.path / "lineage" / "chain.jsonl")
+        self.writing = self.path / "lineage" / "writing"
+        code()  # what is running, whatever is edited until the first link
 
     def steps(self) -> dict[int, int]:
-        """The steps that are there, whole and linked: the number of the last link of each."""
+        """The steps that are there, whole and linked: the number of the last link of each.
+
+        A step that was saved again, and not linked since, is not among them.
+        """
         whole = set(ModelDirectory(self.path).steps())
-        return {link.step: number for number, link in enumerate(self.chain.links(), 1) if link.step in whole}
+        last = {link.step: number for number, link in enumerate(self.chain.links(), 1) if link.step in whole}
+        return {step: number for step, number in last.items() if not self._saved_again(step, number)}
 
     def unlinked(self) -> list[int]:
         """The steps that are there but that no link stands for: saving them was interrupted at the end."""
         return sorted(set(ModelDirectory(self.path).steps()) - set(self.steps()))
 
-    def head(self, step: int | None = None) -> str:
-        """Hash of the link of a step, the newest by default; empty where there is none."""
+    def newest(self) -> tuple[int | None, str]:
+        """The newest step that is whole and linked, and its link's hash; None and nothing where there is none."""
         steps = self.steps()
-        number = steps.get(max(steps, default=-1) if step is None else step)
-        return "" if number is None else self.chain.links()[number - 1].hash
+        step = max(steps, default=None)
+        return (None, "") if step is None else (step, self.chain.links()[steps[step] - 1].hash)
+
+    def _saved_again(self, step: int, number: int) -> bool:
+        """Whether the metadata of a step, which say when it was saved, are not those of its link's record."""
+        name = f"checkpoints/{step}/_CHECKPOINT_METADATA"
+        try:
+            sealed = json.loads(self.record_path(number).read_bytes())["files"][name]
+            return seal_files(self.path, [self.path / name])[name] != sealed
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False  # damaged, which is not for this to say
 
     def record_path(self, number: int) -> Path:
         """Where the record of link `number` is."""
@@ -151,23 +180,24 @@ class Provenance:
             raise InputError(f"{path} is not what link {number} of {self.chain.path} stands for: one was changed")
         return record
 
-    def adopt(self, step: int, config: Any) -> Link:
+    def adopt(self, step: int) -> Link:
         """Appends the link of a step that was written whole, but not linked before its run was killed.
 
-        Its digests are of what the files hold. Raises `InputError` where they cannot be read.
+        It is of what the files hold, digests and all. Raises `InputError` where they cannot be read.
         """
         directory = ModelDirectory(self.path)
         tensors: dict[str, TensorDigest] = {}
         try:
             for name in directory.tensor_names(step):
                 tensors |= digest_tree({name: directory.read_tensor(step, name)})
-            position = directory.read_json(step, "position")
-        except (OSError, ValueError, KeyError) as error:
+            position, origin = (directory.read_json(step, item) for item in (POSITION, ORIGIN))
+            config, parents = origin["config"], tuple(origin["parents"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"step {step} of {str(self.path)!r} has no link and cannot be read ({error}); remove "
                 f"checkpoints/{step} to go on from the step before it"
             ) from None
-        return self.add(step, tensors, config, position)
+        return self.add(step, tensors, config, position, parents)
 
     def add(
         self,
@@ -178,6 +208,7 @@ class Provenance:
         parents: tuple[str, ...] = (),
     ) -> Link:
         """Seals the files of a step that is written, and appends its link."""
+        sync_folder(ModelDirectory(self.path).checkpoints)
         files = seal_files(self.path, self.files(step))
         record = Record(step, tensors, files, config, position)
         number = len(self.chain.links()) + 1
@@ -190,5 +221,5 @@ class Provenance:
         directory = ModelDirectory(self.path)
         shared = [self.path / "model.yaml", self.path / "personas.yaml", self.path / "train.yaml"]
         folders = (self.path / "tokenizer", directory.checkpoints / str(step))
-        found = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
+        found = [Path(at, name) for folder in folders for at, _, names in os.walk(folder) for name in names]
         return [*(f for f in shared if f.is_file()), *found]

@@ -1,12 +1,13 @@
 """Checks a model directory against its lineage: links, records, files and, tensor by tensor, what the files hold."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from abi_jax.errors import InputError
-from abi_jax.lineage import Break
+from abi_jax.files import is_marked
+from abi_jax.lineage import Break, Link
 from abi_jax.lineage_digest import digest_tree
 from abi_jax.lineage_seal import broken_seals
 from abi_jax.model.directory import ModelDirectory
@@ -30,31 +31,73 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked, in numbers, and what was found."""
+    """What was checked, in numbers, and what was found. writing: steps that a run is about to finish."""
 
     links: int
     steps: int
     files: int
     tensors: int
     findings: tuple[Finding, ...]
+    writing: tuple[int, ...] = ()
 
 
 def verify(path: Path, contents: bool = True, track: Track = lambda names, total: names) -> Verified:
     """Checks all of a directory. Without `contents`, tensors are read only where a file is damaged.
 
-    track: wraps the names of the tensors that are about to be read, e.g. in a progress bar.
+    A run may go on meanwhile: what it drops, or has not linked yet, is no damage. track: wraps the names of the
+    tensors that are about to be read, e.g. in a progress bar.
     """
     directory, provenance = ModelDirectory.open(path), Provenance(path)
     if not provenance.chain.path.is_file():
         raise InputError(f"{str(path)!r} has no lineage/chain.jsonl; expected a model's lineage")
-    chain = provenance.chain.path.relative_to(provenance.path).as_posix()
-    findings, records = [], {}
     entries = list(provenance.chain.entries())
+    findings, records = _check_links(provenance, entries)
+    whole, numbers = directory.steps(), _numbers(entries)
+    files = tensors = 0
+    of_step: dict[int, list[Finding]] = {}
+    for step in whole:
+        if step in records:
+            of_step[step], read = _check_step(provenance, records[step], step == whole[-1], contents, track)
+            files += len(records[step].files)
+            tensors += read
+
+    going_on, now = is_marked(provenance.writing), _numbers(provenance.chain.entries())
+    there = directory.steps()
+    newest = max(now, key=lambda step: now[step], default=-1)
+    if now and newest not in there:
+        findings.append(Finding(f"checkpoints/{newest}", "missing: the newest link stands for it"))
+    settled, unlinked = now.get(newest) == numbers.get(newest), []
+    for step in there:
+        found = of_step.get(step, []) if numbers.get(step) == now.get(step) else []
+        if step not in now or found == [_unlinked(step)]:
+            unlinked.append(step)
+        else:
+            findings += [f for f in found if settled or f.where.startswith("checkpoints/")]
+    if not going_on:
+        findings += map(_unlinked, unlinked)
+    return Verified(len(entries), len(whole), files, tensors, tuple(findings), tuple(unlinked if going_on else ()))
+
+
+def _unlinked(step: int) -> Finding:
+    return Finding(f"checkpoints/{step}", "no link stands for it")
+
+
+def _numbers(entries: Iterable[Link | Break]) -> dict[int, int]:
+    """The number of the last link of every step."""
+    return {link.step: number for number, link in enumerate(entries, 1) if not isinstance(link, Break)}
+
+
+def _check_links(provenance: Provenance, entries: Sequence[Link | Break]) -> tuple[list[Finding], dict[int, Record]]:
+    """What is wrong with links and records, and the record of every step's last link that has one."""
+    chain = provenance.chain.path.relative_to(provenance.path).as_posix()
+    findings: list[Finding] = []
+    records: dict[int, Record] = {}
     for number, link in enumerate(entries, 1):
         place = provenance.record_path(number).relative_to(provenance.path).as_posix()
         if isinstance(link, Break):
             findings.append(Finding(chain, str(link)))
             continue
+        records.pop(link.step, None)
         try:
             record = Record.parse(provenance.record_path(number).read_bytes())
         except OSError as error:
@@ -66,19 +109,7 @@ def verify(path: Path, contents: bool = True, track: Track = lambda names, total
                 records[link.step] = record
             else:
                 findings.append(Finding(place, f"changed: not what link {number} stands for"))
-    whole, linked = directory.steps(), {e.step for e in entries if not isinstance(e, Break)}
-    findings += [Finding(f"checkpoints/{step}", "no link stands for it") for step in whole if step not in linked]
-    last = entries[-1] if entries else None
-    if last is not None and not isinstance(last, Break) and last.step not in whole:
-        findings.append(Finding(f"checkpoints/{last.step}", "missing: the newest link stands for it"))
-    files = tensors = 0
-    for step in whole:
-        if step in records:
-            more, read = _check_step(provenance, records[step], step == whole[-1], contents, track)
-            findings += more
-            files += len(records[step].files)
-            tensors += read
-    return Verified(len(entries), len(whole), files, tensors, tuple(findings))
+    return findings, records
 
 
 def _check_step(
@@ -88,6 +119,8 @@ def _check_step(
     own = f"checkpoints/{record.step}/"
     broken = broken_seals(provenance.path, record.files, provenance.files(record.step))
     broken = {name: why for name, why in broken.items() if newest or name.startswith(own)}
+    if {"missing", "not sealed"} <= set(broken.values()) and broken.get(f"{own}_CHECKPOINT_METADATA") == "changed":
+        return [_unlinked(record.step)], 0  # all of it is another's: the step was saved again
     items = sorted({name.split("/")[0] for name in record.tensors})
     suspects = [item for item in items if any(name.startswith(f"{own}{item}/") for name in broken)]
     wanted = [name for name in record.tensors if contents or name.split("/")[0] in suspects]

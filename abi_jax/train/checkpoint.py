@@ -1,43 +1,52 @@
 """Checkpoints of a run: weights, optimizer, data position and step, saved asynchronously, linked into its chain."""
 
-import shutil
+import os
+import re
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from abi_jax.errors import InputError
-from abi_jax.lineage_digest import Snapshot
+from abi_jax.files import mark
+from abi_jax.lineage_digest import Snapshot, TensorDigest
+from abi_jax.lineage_shares import POLL_SECONDS, Shares
 from abi_jax.model.directory import PARAMS, ModelDirectory, options
-from abi_jax.model.provenance import Provenance, named
+from abi_jax.model.provenance import ORIGIN, POSITION, Provenance, named
+from abi_jax.persona import Persona
 from abi_jax.train.step import TrainState
 from abi_jax.train.trees import Tree, join
 
-OPTIMIZER, POSITION = "optimizer", "position"
-POLL_SECONDS = 0.02
+OPTIMIZER = "optimizer"
 
 
 class Checkpoints:
-    """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain.
+    """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain;
+    older ones than the newest `keep` are dropped then.
 
-    Saving waits for the copies from the devices alone: files, digests and the link follow in a thread.
+    Saving waits for the copies from the devices alone: files, digests and the link follow in a thread. personas:
+    those of the run, which every link that follows is of, edited or not.
     """
 
-    def __init__(self, out: Path, keep: int) -> None:
-        self._directory, self._keep = ModelDirectory(out), keep
+    def __init__(self, out: Path, keep: int, personas: Sequence[Persona]) -> None:
+        self._directory, self._keep, self._personas = ModelDirectory(out), keep, tuple(personas)
         self.provenance = Provenance(out)
         self._linking: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._mark: IO[str] | None = None
+        self._frozen: Tree = None
+        self._frozen_digests: dict[str, TensorDigest] = {}
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._directory.checkpoints, options=options(self._keep, asynchronous=True))
+        return ocp.CheckpointManager(self._directory.checkpoints, options=options(asynchronous=True))
 
     def latest(self) -> int | None:
         """Newest step that is whole and linked, or None."""
@@ -46,35 +55,45 @@ class Checkpoints:
     def save(
         self, state: TrainState, frozen: Tree, position: dict[str, Any], config: str, parents: tuple[str, ...] = ()
     ) -> None:
-        """Starts saving; returns once the device arrays are copied. config: the run's, as text."""
+        """Starts saving; returns once the device arrays are copied. config: the run's, as text.
+
+        The weights of `frozen` are hashed when it is first seen.
+        """
         self.wait()
         step = int(state.step)
         params = join(state.params, frozen)
-        taken = Snapshot(named(PARAMS, params) | named(OPTIMIZER, state.optimizer))
+        hashed = named(PARAMS, params if frozen is not self._frozen else state.params)
+        taken = Snapshot(hashed | named(OPTIMIZER, state.optimizer))
+        self._frozen = frozen
         if jax.process_index() == 0:
             self._shares(step).remove()  # of a run that was killed; no process has come past saving yet
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    PARAMS: ocp.args.StandardSave(params),
-                    OPTIMIZER: ocp.args.StandardSave(state.optimizer),
-                    POSITION: ocp.args.JsonSave(position),
-                }
-            ),
-        )
+            self._mark = self._mark or mark(self.provenance.writing)
+        items = {
+            PARAMS: ocp.args.StandardSave(params),
+            OPTIMIZER: ocp.args.StandardSave(state.optimizer),
+            POSITION: ocp.args.JsonSave(position),
+            ORIGIN: ocp.args.JsonSave({"config": config, "parents": list(parents)}),
+        }
+        with self._saying(f"step {step} was not saved; the same command goes on from the one before it"):
+            self._manager.save(step, args=ocp.args.Composite(**items))
         self._linking = threading.Thread(target=self._try_link, args=(step, taken, config, position, parents))
         self._linking.start()
 
     def wait(self) -> None:
-        """Waits until what was saved last is whole and linked; raises what went wrong with it."""
-        if self._linking is None:
+        """Waits until what was saved last is whole and linked; raises what went wrong with it.
+
+        Raises `InputError` where a disk did not take it.
+        """
+        linking, self._linking = self._linking, None
+        if linking is None:
             return
-        self._manager.wait_until_finished()
-        self._linking.join()
-        self._linking = None
-        if self._error is not None:
+        try:
+            with self._saying("the newest step was not saved; the same command goes on from the one before it"):
+                self._manager.wait_until_finished()
+        finally:
+            linking.join()
             error, self._error = self._error, None
+        if error is not None:
             raise error
 
     def position(self, step: int) -> dict[str, Any]:
@@ -89,33 +108,53 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
 
     def _try_link(self, *args: Any) -> None:
-        step = args[0]
         try:
-            self._link(*args)
-        except OSError as error:
-            where = error.filename or self.provenance.path
-            self._error = InputError(f"{where}: {error.strerror}; step {step} is saved, but its link is not")
+            with self._saying(f"step {args[0]} is saved, but not linked; the same command links it"):
+                self._link(*args)
         except BaseException as error:
             self._error = error
 
+    @contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """Turns what a disk refused into an `InputError` that says why, and then what that means."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{error}; {what}") from None
+        except OSError as error:
+            raise InputError(f"{error.filename or self.provenance.path}: {error.strerror or error}; {what}") from error
+        except ValueError as error:  # tensorstore's
+            found = re.search(r"os_error_code='(\d+)'", str(error))
+            if found is None:
+                raise
+            raise InputError(f"{self.provenance.path}: {os.strerror(int(found[1]))}; {what}") from error
+
     def _link(self, step: int, taken: Snapshot, config: str, position: Any, parents: tuple[str, ...]) -> None:
-        leaves = taken.leaves()
-        shares = self._shares(step)
-        if jax.process_count() > 1:
-            shares.put(leaves)
-            if jax.process_index() != 0:
-                return
+        shares, several = self._shares(step), jax.process_count() > 1
+        try:
+            leaves = taken.leaves()
+            if several:
+                shares.put(leaves)
+        except BaseException as error:
+            if several:
+                shares.fail(str(error))
+            raise
+        if jax.process_index() != 0:
+            return
         while self._manager.is_saving_in_progress():
             time.sleep(POLL_SECONDS)
         try:
             if step in self._directory.steps():  # else it failed: the manager says why when it is waited for
-                digests = taken.digests(shares.get() if jax.process_count() > 1 else [leaves])
+                digests = self._frozen_digests | taken.digests(shares.get() if several else [leaves])
+                self._frozen_digests = {name: digests[name] for name in named(PARAMS, self._frozen)}
+                self._directory.write_personas(self._personas)
                 self.provenance.add(step, digests, config, position, parents)
+                self._directory.drop_steps(self._keep)
         finally:
             shares.remove()
 
-    def _shares(self, step: int) -> "_Shares":
-        return _Shares(self.provenance.path / "lineage" / f"shares-{step}")
+    def _shares(self, step: int) -> Shares:
+        return Shares(self.provenance.path / "lineage" / f"shares-{step}")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -123,29 +162,10 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if "_manager" in self.__dict__:
-            self.wait()
-            self._manager.wait_until_finished()
-            self._manager.close()
-
-
-class _Shares:
-    """The leaves that each process hashed, as files in a folder that all of them see."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def put(self, leaves: dict[str, np.ndarray]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f"{jax.process_index()}.partial.npz"
-        np.savez(partial, allow_pickle=False, **leaves)
-        partial.replace(self._folder / f"{jax.process_index()}.npz")
-
-    def get(self) -> list[dict[str, np.ndarray]]:
-        paths = [self._folder / f"{process}.npz" for process in range(jax.process_count())]
-        while not all(path.is_file() for path in paths):
-            time.sleep(POLL_SECONDS)
-        return [dict(np.load(path)) for path in paths]
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            if "_manager" in self.__dict__:
+                self.wait()
+                self._manager.close()
+        finally:
+            if self._mark is not None:
+                self._mark.close()

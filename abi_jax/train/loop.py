@@ -14,7 +14,9 @@ from jax.experimental import multihost_utils
 from abi_jax.config import dump_yaml, load
 from abi_jax.data import Batches
 from abi_jax.errors import InputError, Preempted
-from abi_jax.model.directory import ModelDirectory, check_writable, write_atomically
+from abi_jax.files import write_atomically
+from abi_jax.lineage import GENESIS
+from abi_jax.model.directory import ModelDirectory, check_writable
 from abi_jax.model.provenance import Provenance
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
@@ -45,7 +47,7 @@ def train(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     mesh, rules = make_mesh(config.mesh), AxisRules()
     with use(mesh, rules):
         run = prepare(_adapt(config), mesh, rules)
-        with open_batches(run, "train") as batches, Checkpoints(config.out, config.keep) as checkpoints:
+        with open_batches(run, "train") as batches, Checkpoints(config.out, config.keep, run.personas) as checkpoints:
             state, frozen = _begin(run, batches, checkpoints)
             return _loop(run, state, frozen, batches, checkpoints, progress, dump_yaml(config))
 
@@ -85,19 +87,15 @@ def _link_unlinked(config: TrainConfig) -> None:
         multihost_utils.sync_global_devices("unlinked steps are known")
     if unlinked and jax.process_index() == 0:
         print(f"{out}: step {unlinked[0]} was saved, but not linked; linking it", file=sys.stderr)
-        provenance.adopt(unlinked[0], dump_yaml(config))
+        provenance.adopt(unlinked[0])
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all steps are linked")
 
 
-def _parents(run: Run, done: int) -> tuple[str, ...]:
-    """What the next link is made from, where that is not the link before it."""
-    source, out = run.config.model.init, run.config.out
-    if source is None:
-        return ()
-    provenance = Provenance(source)
-    head = provenance.head() if source != out else provenance.head(done)
-    return (head,) if head and (source != out or head != provenance.chain.head) else ()
+def _parents(run: Run) -> tuple[str, ...]:
+    """What the next link is made from, where that is not the link before it; zeros: from nothing that has a link."""
+    head = Provenance(run.config.out).chain.head
+    return () if (run.parent or GENESIS) == head else (run.parent or GENESIS,)
 
 
 def _check_same_run(config: TrainConfig) -> None:
@@ -130,9 +128,7 @@ def _open_directory(run: Run, done: int) -> None:
     """Writes what describes a new run; makes one that continues forget what it reported after step `done`."""
     if jax.process_index() != 0:
         return
-    if done > 0:
-        ModelDirectory(run.config.out).write_personas(run.personas)  # voice and sampling may have been edited
-    else:
+    if done == 0:
         ModelDirectory.create(run.config.out, run.model, run.tokenizer, run.personas)
         Provenance(run.config.out).chain.path.parent.mkdir(exist_ok=True)
         (run.config.out / SETTINGS).write_text(dump_yaml(run.config), encoding="utf-8")
@@ -158,7 +154,7 @@ def _loop(
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = make_step(objective, optimizer, run.updates, config.accumulate)
     start = done = int(state.step)
-    parents = _parents(run, done)
+    parents = _parents(run)
     last: dict[str, Any] = {}
     metrics_file = config.out / METRICS
     seen = [(at, found) for at, found in read_evaluations(metrics_file) if at <= done]

@@ -17,6 +17,7 @@ from abi_jax.model.bank import add_personas
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.provenance import Provenance
 from abi_jax.model.rows import row_mask, widen
 from abi_jax.model.weight import Tree, describe, initialize
 from abi_jax.persona import Persona, load_personas, reading_table, strict_table
@@ -30,7 +31,10 @@ from abi_jax.train.trees import cut, is_persona
 
 @dataclass(frozen=True)
 class Run:
-    """A run ready to start: trained and frozen weights are on the mesh."""
+    """A run ready to start: trained and frozen weights are on the mesh.
+
+    parent: hash of the link of the weights that were read; empty where there is none.
+    """
 
     config: TrainConfig
     model: ModelConfig
@@ -42,6 +46,7 @@ class Run:
     trained: Tree
     frozen: Tree
     updates: Tree | None
+    parent: str = ""
 
     @property
     def persona_mode(self) -> bool:
@@ -75,6 +80,7 @@ def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, n
 def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
     """Reads or makes everything a run needs. Raises `InputError` before anything is written."""
     start = ModelDirectory.open(config.model.init) if config.model.init else None
+    step, parent = Provenance(start.path).newest() if start else (None, "")
     key = jax.random.key(config.seed)
     if start is None:
         personas = load_personas(config.personas)
@@ -92,7 +98,7 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
         _, weights = describe(partial(Decoder, model))
         params = initialize(weights, key, mesh=mesh, rules=rules)
     else:
-        params = start.load_params(mesh=mesh, rules=rules)
+        params = start.load_params(step=step, mesh=mesh, rules=rules)
     if config.data.mode == "persona":
         model, params = _make_room(config, model, params, len(personas), key, mesh, rules)
         assert model.persona is not None
@@ -127,7 +133,7 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
             raise InputError(f"only = {list(config.only)} trains personas; expected data.mode = persona, not backbone")
         updates = row_mask(weights, [names.index(n) for n in config.only])
         updates = cut(updates, is_persona)[0] if config.freeze_backbone else updates
-    return Run(config, model, mesh, rules, tokenizer, personas, graphdef, trained, frozen, updates)
+    return Run(config, model, mesh, rules, tokenizer, personas, graphdef, trained, frozen, updates, parent)
 
 
 def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]:

@@ -1,5 +1,6 @@
 """The verbs that say what a model was made from, and whether it still is."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,17 @@ def test_log_says_what_a_model_was_made_from(trained: Path, abi: Abi) -> None:
     assert personas[0]["hash"][:16] in shown and f"made from {base[-1]['hash'][:16]}" in shown
 
 
+def test_log_says_what_an_import_was_read_from(trained: Path, tmp_path: Path, abi: Abi) -> None:
+    assert abi("export", trained / "base", tmp_path / "hf").status == 0
+    assert abi("import", tmp_path / "hf", tmp_path / "base").status == 0
+    (link,) = abi("log", tmp_path / "base", "--json").json["links"]
+    files = {name: hashlib.sha256((tmp_path / "hf" / name).read_bytes()).hexdigest() for name in link["made_from"]}
+    assert link["made_from"] == files and sorted(files) == ["config.json", "model.safetensors"]
+    assert f"made from model.safetensors  sha256 {files['model.safetensors'][:16]}" in abi("log", tmp_path / "base").out
+    (tmp_path / "base" / "lineage" / "1.json").unlink()
+    assert abi("log", tmp_path / "base", "--json").json["links"][0]["made_from"] == {}
+
+
 def test_verify_names_damage_and_exits_1(model: Path, abi: Abi) -> None:
     assert abi("verify", model).status == 0
     (model / "personas.yaml").write_text("personas: []\n")
@@ -37,6 +49,12 @@ def test_diff_between_a_base_and_its_personas(trained: Path, abi: Abi) -> None:
     assert "the same" in abi("diff", trained / "base", trained / "base").out
     refused = abi("diff", trained / "base@3", trained / "personas")
     assert refused.status == 2 and "its steps: 40" in refused.err
+
+
+def test_a_receipt_that_cannot_be_written_leaves_no_key(model: Path, tmp_path: Path, abi: Abi) -> None:
+    refused = abi("receipt", model, tmp_path / "none" / "receipt.json", "--new-key", tmp_path / "key.pem")
+    assert refused.status == 2 and "cannot be written" in refused.err
+    assert not (tmp_path / "key.pem").exists()
 
 
 def test_receipts_are_written_signed_and_checked(model: Path, tmp_path: Path, abi: Abi) -> None:

@@ -1,21 +1,33 @@
 """What a run leaves behind can prove what it was made from, and names what was damaged since."""
 
 import random
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+import abi_jax
+from abi_jax.config import dump_yaml
 from abi_jax.errors import InputError
-from abi_jax.lineage_digest import content_root, digest_tree
+from abi_jax.lineage import GENESIS
+from abi_jax.lineage_digest import Snapshot, content_root, digest_tree
 from abi_jax.model.diff import Version, diff
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.provenance import Provenance, named
-from abi_jax.model.verify import verify
+from abi_jax.model.verify import Finding, verify
+from abi_jax.sharding import AxisRules, use
 from abi_jax.train.loop import train
-from tests.train.tiny import MESHES, config, interrupted, mesh_of
+from abi_jax.train.setup import prepare
+from abi_jax.train.trees import join
+from tests.train.tiny import MESHES, config, equal, interrupted, mesh_of
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +182,15 @@ def test_diff_names_what_changed_and_by_how_much(run: Path) -> None:
         Version.open(f"{run}@7")
 
 
+def test_diff_measures_in_slabs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = Version.open(f"{run}@6"), Version.open(str(run))
+    whole, _ = diff(*versions)
+    monkeypatch.setattr("abi_jax.model.diff.SLAB", 7)
+    for change, same in zip(diff(*versions)[0], whole, strict=True):
+        assert (change.name, change.largest) == (same.name, same.largest)
+        assert change.relative == pytest.approx(same.relative)
+
+
 def test_going_back_names_the_link_it_went_back_to(tmp_path: Path) -> None:
     began = config(out=tmp_path / "run", steps=6, checkpoint_every=2, keep=3, mesh=MESHES["data"])
     train(began, progress=False)
@@ -187,3 +208,136 @@ def test_a_run_stopped_in_its_first_save_begins_again(tmp_path: Path) -> None:
     (tmp_path / "run" / "lineage" / "chain.jsonl").unlink()
     train(replace(began, resume="auto"), progress=False)
     assert [link.step for link in Provenance(tmp_path / "run").chain.links()] == [2, 4]
+
+
+def test_a_step_saved_again_is_not_linked_by_its_older_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes back from step 6 to step 4, saves 6 again, and is stopped before it is linked."""
+    began = config(out=tmp_path / "run", steps=6, checkpoint_every=2, keep=3, mesh=MESHES["data"])
+    train(began, progress=False)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Provenance, "add", stop)
+        train(began, progress=False)
+    provenance = Provenance(tmp_path / "run")
+    assert ModelDirectory(tmp_path / "run").steps() == [2, 4, 6]
+    assert provenance.steps() == {2: 1, 4: 2} and provenance.unlinked() == [6]
+    assert verify(tmp_path / "run").findings == (Finding("checkpoints/6", "no link stands for it"),)
+    train(replace(began, steps=8), progress=False)
+    links = provenance.chain.links()
+    assert [link.step for link in links] == [2, 4, 6, 6, 8]
+    assert links[3].parents == (links[1].hash,) and links[3].config == links[2].config != links[4].config
+    assert links[4].parents == () and verify(tmp_path / "run").findings == ()
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_parent_is_the_link_of_what_was_loaded(run: Path, copy: Path, tmp_path: Path) -> None:
+    """The newest step of the model it starts from has no link: the one before it is what is loaded and named."""
+    chain = copy / "lineage" / "chain.jsonl"
+    chain.write_text("".join(chain.read_text().splitlines(keepends=True)[:3]))
+    start = {"init": copy}
+    with use(mesh := mesh_of(MESHES["data"])):
+        run_of_it = prepare(config("persona", out=tmp_path / "next", model=start), mesh, AxisRules())
+    assert run_of_it.parent == Provenance(copy).chain.head
+    assert equal(join(run_of_it.trained, run_of_it.frozen), ModelDirectory(copy).load_params(step=6))
+
+
+def test_frozen_weights_are_hashed_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    class Counted(Snapshot):
+        def __init__(self, tensors: Mapping[str, Any]) -> None:
+            hashed.append(len(tensors))
+            super().__init__(tensors)
+
+    monkeypatch.setattr("abi_jax.train.checkpoint.Snapshot", Counted)
+    changes = {"steps": 6, "checkpoint_every": 2, "mesh": MESHES["data"]}
+    train(config("persona", out=tmp_path / "run", model={"init": run.parent / "base"}, **changes), progress=False)
+    tensors = Provenance(tmp_path / "run").record(3).tensors
+    frozen = sum(not n.startswith(("optimizer/", "params/persona.")) for n in tensors)
+    assert hashed == [len(tensors), len(tensors) - frozen, len(tensors) - frozen] and frozen > 10
+    assert verify(tmp_path / "run").findings == ()
+
+
+def test_edited_personas_are_those_of_the_next_link(copy: Path, tmp_path: Path) -> None:
+    edited = tmp_path / "abbey.yaml"
+    abbey = ModelDirectory(copy).personas[0]
+    edited.write_text(dump_yaml(replace(abbey, voice="Another voice.")))
+    personas = (str(edited), "aviva", "abi")
+    with interrupted(after=1):
+        train(config("persona", out=copy, steps=12, keep=9, personas=personas, mesh=MESHES["data"]), progress=False)
+    assert verify(copy, contents=False).findings == ()
+    train(config("persona", out=copy, steps=9, keep=9, personas=personas, mesh=MESHES["data"]), progress=False)
+    assert verify(copy, contents=False).findings == () and ModelDirectory(copy).personas[0].voice == "Another voice."
+
+
+def test_a_fresh_start_in_an_old_directory_is_no_continuation(copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    train(config(out=copy, steps=4, checkpoint_every=2, mesh=MESHES["data"]), progress=False)
+    links = Provenance(copy).chain.links()
+    assert [link.step for link in links] == [2, 4, 6, 8, 2, 4]
+    assert [link.parents for link in links[4:]] == [(GENESIS,), ()] and verify(copy).findings == ()
+
+
+def test_an_older_step_is_dropped_only_when_the_newer_is_linked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on = config("persona", out=copy, steps=9, keep=1, mesh=MESHES["data"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Provenance, "add", stop)
+        train(going_on, progress=False)
+    assert ModelDirectory(copy).steps() == [6, 8, 9]
+
+
+def test_a_step_half_dropped_is_no_step(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = ModelDirectory(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        directory.drop_steps(1)
+    assert directory.steps() == [8] and verify(copy).findings == ()
+    directory.drop_steps(1)
+    assert sorted(p.name for p in directory.checkpoints.iterdir()) == ["8"]
+
+
+def test_verify_while_a_run_goes_on(copy: Path) -> None:
+    """A step that is saved and not linked yet is no damage, until the run has ended without linking it."""
+    chain = copy / "lineage" / "chain.jsonl"
+    chain.write_text("".join(chain.read_text().splitlines(keepends=True)[:3]))
+    (copy / "lineage" / "4.json").unlink()
+    hold = "import sys, pathlib as p, abi_jax.files as f; m = f.mark(p.Path(sys.argv[1])); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(copy / "lineage" / "writing")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        result = verify(copy, contents=False)
+        assert result.findings == () and result.writing == (8,)
+        other.kill()
+    result = verify(copy, contents=False)
+    assert [f.where for f in result.findings] == ["checkpoints/8"] and result.writing == ()
+
+
+def test_what_is_dropped_and_linked_while_it_is_verified_is_no_damage(copy: Path, run: Path) -> None:
+    """The run saves a step, drops one, and writes personas, while the tensors of the first are read."""
+    shutil.copytree(copy, copy.parent / "later")
+    going_on = config("persona", out=copy.parent / "later", steps=9, keep=1, mesh=MESHES["data"])
+    train(going_on, progress=False)
+
+    def meanwhile(names: Iterable[str], total: int) -> Iterable[str]:
+        for i, name in enumerate(names):
+            if i == 1 and not (copy / "checkpoints" / "9").exists():
+                shutil.move(copy.parent / "later" / "checkpoints" / "9", copy / "checkpoints" / "9")
+                for file in (copy.parent / "later" / "lineage").glob("*.json*"):
+                    shutil.copy(file, copy / "lineage")
+                (copy / "personas.yaml").write_text("edited\n")
+                shutil.rmtree(copy / "checkpoints" / "6")
+            yield name
+
+    result = verify(copy, track=meanwhile)
+    assert result.findings == () and result.steps == 2
+
+
+def test_the_code_of_a_link_is_that_of_its_sources(run: Path) -> None:
+    said = Provenance(run).chain.links()[-1].code
+    assert re.fullmatch(
+        rf"abi-jax {re.escape(abi_jax.__version__)}, sources [0-9a-f]{{16}}, jax {jax.__version__}", said
+    )

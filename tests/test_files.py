@@ -1,0 +1,45 @@
+"""A file is written whole, and its name with it, or what was there stays."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from abi_jax.errors import InputError
+from abi_jax.files import write_atomically
+
+
+def test_the_file_then_its_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def noted(number: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, sorted(os.listdir(tmp_path))))
+        fsync(number)
+
+    monkeypatch.setattr("os.fsync", noted)
+    write_atomically(tmp_path / "a.json", "ä")
+    assert synced == [("a.json.partial", ["a.json.partial"]), (tmp_path.name, ["a.json"])]
+    assert (tmp_path / "a.json").read_bytes() == "ä".encode()
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refusing(number: int) -> None:
+        if Path(f"/proc/self/fd/{number}").is_dir():
+            raise OSError(22, "Invalid argument")
+        fsync(number)
+
+    monkeypatch.setattr("os.fsync", refusing)
+    write_atomically(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(InputError, match=r"a.json cannot be written: "):
+        write_atomically(tmp_path / "a.json", "new")
+    with pytest.raises(InputError, match="No such file or directory"):
+        write_atomically(tmp_path / "none" / "a.json", "new")
+    assert os.listdir(tmp_path) == ["a.json"]
