@@ -151,10 +151,7 @@ def test_other_data_is_not_taken_for_the_rest_of_this(data: dict[str, Any], mess
     [
         ({"freeze_backbone": False}, "freeze_backbone = False, but out = .* holds a run with True"),
         ({"data": {"mode": "persona"}}, "data.mode = 'persona', but out = .* holds a run with 'backbone'"),
-        (
-            {"model": {"config": replace(MODEL, d_ff=128)}},
-            r"model.config = ModelConfig\(.*d_ff=128.* a run with .*d_ff=64",
-        ),
+        ({"model": {"config": replace(MODEL, d_ff=128)}}, "model.config.d_ff = 128, but out = .* holds a run with 64"),
         ({"optimizer": {"kind": "adafactor"}}, "optimizer.kind = 'adafactor', but out = .* holds a run with 'adamw'"),
     ],
 )
