@@ -101,7 +101,10 @@ def _parents(run: Run) -> tuple[str, ...]:
 def _check_same_run(config: TrainConfig) -> None:
     """Raises `InputError` where what `config` trains is not what the run in its directory has a state of."""
     began = load(TrainConfig, config.out / SETTINGS, env={})
+    fresh = not (config.model.init or began.model.init)
+    shape = vars(config.model.config) if fresh else {}
     for name, now, then in (
+        *((f"model.config.{name}", now, getattr(began.model.config, name)) for name, now in shape.items()),
         ("data.mode", config.data.mode, began.data.mode),
         ("freeze_backbone", config.freeze_backbone, began.freeze_backbone),
         ("optimizer.kind", config.optimizer.kind, began.optimizer.kind),

@@ -15,7 +15,6 @@ from abi_jax.model.provenance import Provenance
 from abi_jax.model.verify import verify
 from tests.train.tiny import MESHES, config
 
-
 pytestmark = [
     pytest.mark.slow,
     # of tensorstore's: futures that nobody waits for any more

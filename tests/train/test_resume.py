@@ -19,7 +19,7 @@ from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.verify import verify
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.loop import train
-from tests.train.tiny import MESHES, STEPS, config, equal, interrupted, listing, signalled, single
+from tests.train.tiny import MESHES, MODEL, STEPS, config, equal, interrupted, listing, signalled, single
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -154,6 +154,7 @@ def test_other_data_is_not_taken_for_the_rest_of_this(data: dict[str, Any], mess
     [
         ({"freeze_backbone": False}, "freeze_backbone = False, but out = .* holds a run with True"),
         ({"data": {"mode": "persona"}}, "data.mode = 'persona', but out = .* holds a run with 'backbone'"),
+        ({"model": {"config": replace(MODEL, d_ff=128)}}, "model.config.d_ff = 128, but out = .* holds a run with 64"),
         ({"optimizer": {"kind": "adafactor"}}, "optimizer.kind = 'adafactor', but out = .* holds a run with 'adamw'"),
     ],
 )
@@ -162,6 +163,40 @@ def test_a_run_of_another_kind_is_not_taken_for_this(changes: dict[str, Any], me
     with pytest.raises(InputError, match=message):
         train(backbone(stopped, **changes), progress=False)
     assert listing(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_ff": 128}, r"it has layers.0.mlp.down.kernel \(32, 64\); expected \(32, 128\)"),
+        ({"num_layers": 1}, r"it has layers.1.attention.k.kernel \(64, 32\); expected none"),
+        ({"num_layers": 3}, r"it has layers.2.attention.k.kernel missing; expected \(64, 32\)"),
+    ],
+)
+def test_checkpoints_of_another_model_are_named(
+    changes: dict[str, int], message: str, stopped: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (out / "model.yaml").write_text(dump_yaml(replace(MODEL, **changes)))
+    before = listing(out)
+    with pytest.raises(InputError, match=rf"checkpoints/10 is of another model than model.yaml: {message}"):
+        train(backbone(out), progress=False)
+    assert listing(out) == before
+
+
+def test_changed_data_is_not_taken_for_the_rest_of_this(tmp_path: Path) -> None:
+    """The same file, with one answer changed."""
+    data, out = tmp_path / "chats.jsonl", tmp_path / "run"
+    said = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Good day."}]}
+    lines = [json.dumps(said | {"persona": "abbey", "labels": {"n": n}}) + "\n" for n in range(40)]
+    data.write_text("".join(lines))
+    run = backbone(out, data={"train": (str(data),), "held_out": 0}, checkpoint_every=2)
+    with interrupted(after=3):
+        train(run, progress=False)
+    data.write_text("".join([*lines[:-1], lines[-1].replace("Good day", "Good night")]))
+    with pytest.raises(InputError, match="the records, tokenizer or personas are not those"):
+        train(run, progress=False)
+    assert ModelDirectory(out).steps() == [2]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(stopped: Path, tmp_path: Path) -> None:
