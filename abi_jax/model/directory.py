@@ -35,7 +35,8 @@ from abi_jax.persona import Persona, dump_personas, read_personas
 from abi_jax.sharding.rules import AxisRules
 from abi_jax.text.tokenizer import Tokenizer
 
-PARAMS = "params"
+# items of a step: weights, and as JSON where a run's data was, with the best step so far under `BEST`
+PARAMS, POSITION, BEST = "params", "position", "best"
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,21 @@ class ModelDirectory:
         """Newest complete step, or None."""
         return max(self.steps(), default=None)
 
-    def drop_steps(self, keep: int) -> None:
-        """Removes all but the newest `keep` steps. What is being removed is no step any more, whatever stops it."""
+    def selected_step(self) -> int | None:
+        """The step to speak with: the one that the newest step names as the best, else the newest itself."""
+        newest = self.latest_step()
+        if newest is None or not (self.checkpoints / str(newest) / POSITION).is_dir():
+            return newest
+        best: int = self.read_json(newest, POSITION).get(BEST, {}).get("step", newest)
+        return best if best in self.steps() else newest
+
+    def drop_steps(self, keep: int, besides: int | None = None) -> None:
+        """Removes all but the newest `keep` steps and `besides`.
+
+        What is being removed is no step any more, whatever stops it.
+        """
         dropped = self.checkpoints / "dropped"
-        for step in self.steps()[:-keep]:
+        for step in [step for step in self.steps()[:-keep] if step != besides]:
             dropped.mkdir(exist_ok=True)
             (self.checkpoints / str(step)).rename(dropped / f"{step}-{time.time_ns()}")
         shutil.rmtree(dropped, ignore_errors=True)
@@ -153,12 +165,12 @@ class ModelDirectory:
         mesh: Mesh | None = None,
         rules: AxisRules | None = None,
     ) -> Tree:
-        """Reads the weights of a step (the newest by default) straight to their shards on `mesh`.
+        """Reads the weights of a step (by default `selected_step`) straight to their shards on `mesh`.
 
         Raises `InputError` where there is none, or it holds other weights than `model.yaml` describes.
         """
         steps = self.steps()
-        step = max(steps, default=None) if step is None else step
+        step = self.selected_step() if step is None else step
         if step is None or step not in steps:
             wanted = "checkpoint" if step is None else f"step {step}"
             raise InputError(

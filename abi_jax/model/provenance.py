@@ -26,12 +26,12 @@ from abi_jax.lineage import Chain, Link
 from abi_jax.lineage_digest import TensorDigest, canonical, content_root, digest_tree, sha256
 from abi_jax.lineage_seal import seal_files, seal_root
 from abi_jax.model.config import ModelConfig
-from abi_jax.model.directory import PARAMS, ModelDirectory, check_new
+from abi_jax.model.directory import PARAMS, POSITION, ModelDirectory, check_new
 from abi_jax.model.weight import Tree
 from abi_jax.persona import Persona
 from abi_jax.text.tokenizer import Tokenizer
 
-POSITION, ORIGIN = "position", "origin"  # items of a step that are JSON: where its data was, and what it was made with
+ORIGIN = "origin"  # an item of a step that is JSON: what it was made with
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,14 @@ class Provenance:
         """The steps that are there but that no link stands for: saving them was interrupted at the end."""
         return sorted(set(ModelDirectory(self.path).steps()) - set(self.steps()))
 
-    def newest(self) -> tuple[int | None, str]:
-        """The newest step that is whole and linked, and its link's hash; None and nothing where there is none."""
+    def newest(self, selected: bool = False) -> tuple[int | None, str]:
+        """The newest step that is whole and linked, and its link's hash; None and nothing where there is none.
+
+        selected: the step that is spoken with (see `ModelDirectory.selected_step`), where it is linked.
+        """
         steps = self.steps()
-        step = max(steps, default=None)
+        chosen = ModelDirectory(self.path).selected_step() if selected else None
+        step = chosen if chosen in steps else max(steps, default=None)
         return (None, "") if step is None else (step, self.chain.links()[steps[step] - 1].hash)
 
     def _saved_again(self, step: int, number: int) -> bool:

@@ -18,8 +18,8 @@ from abi_jax.errors import InputError
 from abi_jax.files import mark
 from abi_jax.lineage_digest import Snapshot, TensorDigest
 from abi_jax.lineage_shares import POLL_SECONDS, Shares
-from abi_jax.model.directory import PARAMS, ModelDirectory, options
-from abi_jax.model.provenance import ORIGIN, POSITION, Provenance, named
+from abi_jax.model.directory import BEST, PARAMS, POSITION, ModelDirectory, options
+from abi_jax.model.provenance import ORIGIN, Provenance, named
 from abi_jax.persona import Persona
 from abi_jax.train.step import TrainState
 from abi_jax.train.trees import Tree, join
@@ -29,7 +29,7 @@ OPTIMIZER = "optimizer"
 
 class Checkpoints:
     """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain;
-    older ones than the newest `keep` are dropped then.
+    older ones than the newest `keep` are dropped then, but for the best.
 
     Saving waits for the copies from the devices alone: files, digests and the link follow in a thread. personas:
     those of the run, which every link that follows is of, edited or not.
@@ -149,7 +149,7 @@ class Checkpoints:
                 self._frozen_digests = {name: digests[name] for name in named(PARAMS, self._frozen)}
                 self._directory.write_personas(self._personas)
                 self.provenance.add(step, digests, config, position, parents)
-                self._directory.drop_steps(self._keep)
+                self._directory.drop_steps(self._keep, position.get(BEST, {}).get("step"))
         finally:
             shares.remove()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from abi_jax.errors import InputError
-from abi_jax.model.directory import write_atomically
+from abi_jax.files import write_atomically
 
 EVIDENCE = "non-finite.json"
 NAMED = 3

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from abi_jax.data import Batches
 from abi_jax.errors import InputError, Preempted
 from abi_jax.files import write_atomically
 from abi_jax.lineage import GENESIS
-from abi_jax.model.directory import ModelDirectory, check_writable
+from abi_jax.model.directory import BEST, ModelDirectory, check_writable
 from abi_jax.model.provenance import Provenance
 from abi_jax.sharding.context import use
 from abi_jax.sharding.mesh import make_mesh
@@ -194,7 +194,9 @@ def _loop(
                 report.evaluation(done, measured, better, time.perf_counter() - began)
                 last |= {"evaluation": measured}
             if save:
-                checkpoints.save(state, frozen, gather_position(batches), settings, parents)
+                best = selection.best if evaluation.select else None
+                position = gather_position(batches) | ({BEST: asdict(best)} if best else {})
+                checkpoints.save(state, frozen, position, settings, parents)
                 parents = ()
             if stop:
                 raise Preempted(done)

@@ -80,7 +80,8 @@ def pad_rules(personas: Sequence[Persona], capacity: int) -> tuple[np.ndarray, n
 def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
     """Reads or makes everything a run needs. Raises `InputError` before anything is written."""
     start = ModelDirectory.open(config.model.init) if config.model.init else None
-    step, parent = Provenance(start.path).newest() if start else (None, "")
+    continued = config.model.init == config.out
+    step, parent = Provenance(start.path).newest(selected=not continued) if start else (None, "")
     key = jax.random.key(config.seed)
     if start is None:
         personas = load_personas(config.personas)

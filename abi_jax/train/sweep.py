@@ -18,7 +18,7 @@ import jax
 
 from abi_jax.config import dump_yaml, load
 from abi_jax.errors import InputError
-from abi_jax.model.directory import write_atomically
+from abi_jax.files import write_atomically
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.loop import train
 from abi_jax.train.report import METRICS

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi_jax.errors import InputError
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.provenance import Provenance
 from abi_jax.train.config import EvaluationConfig, TrainConfig
 from abi_jax.train.loop import train
 from abi_jax.train.report import flat
 from abi_jax.train.selection import Best, Selection, read_evaluations
 from abi_jax.train.validation import BINS, calibration_bins, calibration_error
-from tests.train.tiny import MESHES, config, interrupted
+from tests.train.tiny import MESHES, config, equal, interrupted
 
 
 def measured(loss: float, error: float = 0.1, **groups: float) -> dict[str, Any]:
@@ -111,10 +113,21 @@ def test_an_interrupted_run_remembers_its_evaluations(evaluated: Path, tmp_path:
 
 
 def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"evaluation": {"patience": 1, "min_delta": 100.0}}
-    last = train(run(tmp_path / "run", **changes), progress=False)
+    changes: dict[str, Any] = {"evaluation": {"patience": 1, "min_delta": 100.0}, "keep": 1}
+    out = tmp_path / "run"
+    last = train(run(out, **changes), progress=False)
     assert last["step"] == 10 and last["best_step"] == 5
-    assert train(run(tmp_path / "run", **changes), progress=False) == {"best_step": 5}
+    assert train(run(out, **changes), progress=False) == {"best_step": 5}
+
+    # it speaks with its best step, which is kept, and so does what is made from it
+    directory = ModelDirectory(out)
+    assert directory.steps() == [5, 10] and directory.selected_step() == 5
+    assert equal(directory.load_params(), directory.load_params(step=5))
+    assert not equal(directory.load_params(), directory.load_params(step=10))
+    train(config("persona", out=tmp_path / "next", mesh=MESHES["data"], steps=1, model={"init": out}), progress=False)
+    links = Provenance(out).chain.links()
+    assert Provenance(tmp_path / "next").chain.links()[0].parents == (links[0].hash,)
+    assert [link.step for link in links] == [5, 10]
 
 
 def test_a_trace_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
