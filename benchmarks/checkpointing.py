@@ -43,7 +43,7 @@ DEFAULT_EVERY = TrainConfig().checkpoint_every
 
 
 def step_seconds(folder: Path, every: int, saves: int) -> np.ndarray:
-    """Trains; returns the seconds of every step after the first interval, [saves - 1, every]: a row begins after a save."""
+    """Trains; returns the seconds of every step after the first save, [saves - 1, every]: a row begins after a save."""
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     config = TrainConfig(
