@@ -250,9 +250,9 @@ def _gathered(x: jax.Array) -> list[tuple[Any, tuple[int, ...]]]:
 
 
 def _host_copy(x: Any) -> np.ndarray:
-    """The values of `x` in memory that no later computation writes to: on a CPU, an array's own memory is donated."""
-    on_device = isinstance(x, jax.Array) and all(device.platform != "cpu" for device in x.devices())
-    return np.asarray(x) if on_device else np.array(x)
+    """The values of `x` in memory that no later computation writes to: a CPU's own is donated with the array."""
+    on_cpu = isinstance(x, jax.Array) and any(device.platform == "cpu" for device in x.devices())
+    return np.array(x) if on_cpu else np.asarray(x)
 
 
 def _bounds(region: Region, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -1,6 +1,7 @@
 """Check a model against its lineage: links, records, files, and every tensor.
 
-Names each damaged file and the tensors that no longer hold what they held. Exit status 1 where there are any.
+Names each damaged file and the tensors that no longer hold what they held. Exit status 1 where there are any. A run
+may go on meanwhile: a step that it has saved and not linked yet is no damage.
 
   abi verify runs/personas
   abi verify runs/personas --quick      files alone

@@ -28,11 +28,10 @@ OPTIMIZER = "optimizer"
 
 
 class Checkpoints:
-    """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain;
-    older ones than the newest `keep` are dropped then, but for the best.
+    """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain.
 
-    Saving waits for the copies from the devices alone: files, digests and the link follow in a thread. personas:
-    those of the run, which every link that follows is of, edited or not.
+    Then all but the best and the newest `keep` are dropped. Saving waits for the copies from the devices alone: files,
+    digests and the link follow in a thread. personas: the run's, written with the first link, for they may have been edited.
     """
 
     def __init__(self, out: Path, keep: int, personas: Sequence[Persona]) -> None:

@@ -19,11 +19,13 @@ from abi_jax.config import dump_yaml
 from abi_jax.errors import InputError
 from abi_jax.lineage import GENESIS
 from abi_jax.lineage_digest import Snapshot, content_root, digest_tree
+from abi_jax.lineage_shares import Shares
 from abi_jax.model.diff import Version, diff
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.provenance import Provenance, named
 from abi_jax.model.verify import Finding, verify
 from abi_jax.sharding import AxisRules, use
+from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.loop import train
 from abi_jax.train.setup import prepare
 from abi_jax.train.trees import join
@@ -341,3 +343,18 @@ def test_the_code_of_a_link_is_that_of_its_sources(run: Path) -> None:
     assert re.fullmatch(
         rf"abi-jax {re.escape(abi_jax.__version__)}, sources [0-9a-f]{{16}}, jax {jax.__version__}", said
     )
+
+
+def test_a_process_that_cannot_hash_says_so_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Snapshot):
+        def leaves(self) -> dict[str, np.ndarray]:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(OSError, match="No space left"):
+        Checkpoints(tmp_path, 1, ())._link(5, Broken({}), "", {}, ())
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    Shares(tmp_path / "lineage" / "shares-5").put({})
+    with pytest.raises(InputError, match=r"process 1 could not hand in its digests: .*No space left on device"):
+        list(Shares(tmp_path / "lineage" / "shares-5").get())
