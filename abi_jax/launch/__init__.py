@@ -1,1 +1,1 @@
-"""Many hosts from one configuration: what SLURM, GKE, a TPU VM or this machine is asked to run, checked before it is."""
+"""Many hosts from one configuration: what SLURM, GKE, TPU VMs or this machine is to run, checked before."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from abi_jax.errors import InputError
 from abi_jax.launch.accelerators import GIB
@@ -42,7 +43,8 @@ def resolved_mesh(job: Job) -> MeshConfig:
         sizes = job.train.mesh.sizes(job.devices)
     except InputError as error:
         raise InputError(f"{_shape(job)}: {error}") from None
-    return replace(job.train.mesh, **dict(zip(AXES, sizes, strict=True)))
+    found: dict[str, Any] = dict(zip(AXES, sizes, strict=True))
+    return replace(job.train.mesh, **found)
 
 
 def _shape(job: Job) -> str:
@@ -63,7 +65,9 @@ def _check_mesh(job: Job, report: Report) -> None:
             raise InputError(f"mesh.slices = {dict(mesh.slices)}: {nodes} nodes do not divide into {slices} slices")
         if nodes == slices and job.launch.devices not in accelerator.single_host:
             fits = ", ".join(map(str, accelerator.single_host))
-            raise InputError(f"devices_per_node = {job.launch.devices} on one {job.launch.accelerator} host: {fits} fit")
+            raise InputError(
+                f"devices_per_node = {job.launch.devices}; a slice of one {job.launch.accelerator} host has {fits}"
+            )
         if nodes > slices and job.launch.devices != accelerator.devices_per_node:
             raise InputError(
                 f"devices_per_node = {job.launch.devices}; hosts of a larger {job.launch.accelerator} slice have "

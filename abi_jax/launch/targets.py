@@ -39,7 +39,9 @@ def _gke(job: Job, folder: Path) -> Plan:
     longest_pod = f"{launch.name}-worker-{job.slices - 1}-{pods - 1}-abcde"
     for text, what in ((coordinator, "the coordinator's address"), (longest_pod, "a pod's name")):
         if len(text) > _LONGEST:
-            raise InputError(f"name = {launch.name!r}: {what}, {text}, is longer than {_LONGEST}; expected a shorter one")
+            raise InputError(
+                f"name = {launch.name!r}: {what}, {text}, has {len(text)} characters; expected at most {_LONGEST}"
+            )
     selector = dict(launch.gke.node_selector)
     if launch.kind.kind == "tpu":
         chips = launch.devices * launch.nodes // job.slices

@@ -12,7 +12,7 @@ from abi_jax.launch.job import Job, make_job
 from abi_jax.sharding import MeshConfig
 from tests.train.tiny import config
 
-CPU = {"accelerator": "cpu", "nodes": 2, "devices_per_node": 4}
+CPU: dict[str, Any] = {"accelerator": "cpu", "nodes": 2, "devices_per_node": 4}
 IMAGE = {"image": "registry/abi:1", "volumes": [{"claim": "shared", "path": "/shared"}]}
 TPU_VM = {"project": "p", "zone": "z", "runtime_version": "v2-alpha-tpuv5-lite"}
 

@@ -99,7 +99,7 @@ def test_every_topology_has_as_many_chips_as_it_says(name: str) -> None:
     accelerator = ACCELERATORS[name]
     for chips, topology in accelerator.topologies.items():
         assert accelerator.topology(chips, topology) == topology
-    with pytest.raises(InputError, match="a slice of 12 .* chips; expected"):
+    with pytest.raises(InputError, match=r"a slice of 12 .* chips; expected"):
         accelerator.topology(12)
     for wrong in ("2x2", "4x", "axb", "0x16"):
         with pytest.raises(InputError, match=f"topology '{wrong}'; expected sides whose product"):

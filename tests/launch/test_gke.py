@@ -22,18 +22,18 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
-def rendered(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def rendered(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> list[dict[str, Any]]:
     """Returns ConfigMap and JobSet."""
     changes["gke"] = IMAGE | changes.pop("gke", {})
     text = make_plan(job(folder, "gke", train, **changes), folder).files["jobset.yaml"]
-    config_map, jobset = yaml.safe_load_all(text)
-    return config_map, jobset
+    return list(yaml.safe_load_all(text))
 
 
 def address(jobset: dict[str, Any]) -> str:
     """The coordinator's address, as the JobSet controller makes it."""
-    name, asked = jobset["metadata"]["name"], jobset["spec"]["coordinator"]
-    return f"{name}-{asked['replicatedJob']}-{asked['jobIndex']}-{asked['podIndex']}.{jobset['spec']['network']['subdomain']}"
+    asked, subdomain = jobset["spec"]["coordinator"], jobset["spec"]["network"]["subdomain"]
+    pod = (jobset["metadata"]["name"], asked["replicatedJob"], asked["jobIndex"], asked["podIndex"])
+    return "-".join(map(str, pod)) + f".{subdomain}"
 
 
 def check_jobset(jobset: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def run_pod(jobset: dict[str, Any], job_index: int, pod_index: int) -> subproces
         {"accelerator": "v5e", "nodes": 4},
         {"accelerator": "v4", "nodes": 4, "overrides": ["mesh.slices={data: 2}"]},
         {
-            "env": {"ODD": "it's \"$HOME\" # : \u00e9\n{}"},
+            "env": {"ODD": 'it\'s "$HOME" # : \u00e9\n{}'},
             "setup": ["if true; then", "  echo 'a: b'", "fi"],
             "gke": {"spot": True, "queue": "q", "service_account": "s", "node_selector": {"k": "yes"}},
         },
@@ -160,7 +160,12 @@ def test_the_training_configuration_is_in_the_config_map(tmp_path: Path) -> None
 
 
 def test_every_pod_learns_who_it_is(tmp_path: Path) -> None:
-    asked = {"accelerator": "v4", "nodes": 4, "overrides": ["mesh.slices={data: 2}"], "workdir": str(tmp_path)}
+    asked: dict[str, Any] = {
+        "accelerator": "v4",
+        "nodes": 4,
+        "overrides": ["mesh.slices={data: 2}"],
+        "workdir": str(tmp_path),
+    }
     gke = {"volumes": [{"claim": "c", "path": str(tmp_path)}]}
     _, jobset = rendered(tmp_path, command=WHO, gke=gke, **asked)
     said = [run_pod(jobset, j, p) for j, p in pods(jobset)]
@@ -171,7 +176,7 @@ def test_every_pod_learns_who_it_is(tmp_path: Path) -> None:
 
 
 def test_setup_and_variables_reach_the_program(tmp_path: Path) -> None:
-    odd = "it's \"$HOME\" # : \u00e9\n{}"
+    odd = 'it\'s "$HOME" # : \u00e9\n{}'
     gke = {"volumes": [{"claim": "c", "path": str(tmp_path)}]}
     setup = ["if true; then", "  echo 'a: b'", "fi"]
     _, jobset = rendered(
@@ -183,8 +188,11 @@ def test_setup_and_variables_reach_the_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gke": {"image": ""}}, "gke.image is empty; gke needs it: set it in the launch file or with --set gke.image="),
-        ({"name": "a" * 26}, "the coordinator's address, a+-worker-0-0.a+, is longer than 63"),
+        (
+            {"gke": {"image": ""}},
+            "gke.image is empty; gke needs it: set it in the launch file or with --set gke.image=",
+        ),
+        ({"name": "a" * 26}, "the coordinator's address, a+-worker-0-0.a+, has 64 characters; expected at most 63"),
         ({"accelerator": "cpu"}, "accelerator = 'cpu' for gke"),
         ({"accelerator": "v5e", "nodes": 3}, "a slice of 12 v5litepod chips; expected 1, 4, 8, 16"),
         ({"accelerator": "v4", "gke": {"topology": "2x2x2x2"}}, "topology '2x2x2x2'; expected sides"),

@@ -95,11 +95,23 @@ def directives(text: str) -> list[str]:
 
 
 def test_what_is_asked_of_slurm(tmp_path: Path) -> None:
-    slurm = {"partition": "gpu", "account": "me", "cpus_per_process": 12, "gpu_type": "h100", "options": ["--exclusive"]}
+    slurm = {
+        "partition": "gpu",
+        "account": "me",
+        "cpus_per_process": 12,
+        "gpu_type": "h100",
+        "options": ["--exclusive"],
+    }
     text = script(tmp_path, processes_per_node=4, slurm=slurm | {"srun": ["--container-image=a b"]})
     assert directives(text) == [
         *("--job-name=tiny", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=h100:8", "--cpus-per-task=12"),
-        *("--time=24:00:00", "--partition=gpu", "--account=me", f"--chdir={tmp_path}", f"--output={tmp_path}/tiny-%j.log"),
+        *(
+            "--time=24:00:00",
+            "--partition=gpu",
+            "--account=me",
+            f"--chdir={tmp_path}",
+            f"--output={tmp_path}/tiny-%j.log",
+        ),
         *("--open-mode=append", "--signal=TERM@120", "--requeue", "--exclusive"),
     ]
     assert "srun --kill-on-bad-exit=0 --wait=300 '--container-image=a b' abi train" in text
@@ -112,10 +124,10 @@ def test_tpus_have_no_slurm(tmp_path: Path) -> None:
 
 
 def test_the_script_is_bash_whatever_is_in_it(tmp_path: Path) -> None:
-    odd = "it's \"$HOME\" `x` \\ $(y)"
+    odd = 'it\'s "$HOME" `x` \\ $(y)'
     text = script(tmp_path, env={"ODD": odd}, setup=["source env.sh", "module load cuda"], command="printenv ODD #")
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
-    (tmp_path / "env.sh").write_text("module() { echo \"module $*\"; }\n")
+    (tmp_path / "env.sh").write_text('module() { echo "module $*"; }\n')
     ran = sbatch(tmp_path, text)
     assert (ran.status, ran.out.splitlines()) == (0, ["module load cuda", odd, odd])
 
@@ -148,7 +160,7 @@ def test_a_task_that_never_starts_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_whose_time_is_up_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    steps = 60
+    steps = 24
     text = script(tmp_path, {"steps": steps, "checkpoint_every": steps, "data": {"batch_size": 8}}, **CPU, command=ABI)
     first = sbatch(tmp_path, text, FAKE_TERM_FILE=str(tmp_path / "run" / "metrics.jsonl"), FAKE_TERM_LINES="3")
     assert (first.status, first.requeued) == (128 + signal.SIGTERM, 1), first.err

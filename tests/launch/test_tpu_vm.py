@@ -146,7 +146,7 @@ def test_a_request_that_is_refused_ends_it(tmp_path: Path) -> None:
 
 
 def test_workers_get_settings_variables_and_setup(tmp_path: Path) -> None:
-    odd = "it's \"$HOME\" `x` \\ $(y)"
+    odd = 'it\'s "$HOME" `x` \\ $(y)'
     said = 'sh -c \'printenv ODD ABI_NUM_PROCESSES > "$HOME/said"; pwd >> "$HOME/said"; echo "$2" >> "$HOME/said"\' sh'
     text = script(tmp_path, env={"ODD": odd}, setup=['echo ready > "$HOME/ready"'], command=said)
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
