@@ -33,8 +33,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "train": MIDDLE,
     "serve": UPPER,
     "evaluate": UPPER,
+    "launch": UPPER,
     "assistant": UPPER | {"serve"},  # it speaks to the engine through its public face
-    "cli": UPPER | {"serve", "evaluate", "assistant"},
+    "cli": UPPER | {"serve", "evaluate", "assistant", "launch"},
     "__main__": {"cli"},
     "": set(),  # abi_jax/__init__.py
 }

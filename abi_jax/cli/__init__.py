@@ -14,16 +14,20 @@ from abi_jax.cli.shared import simulate
 from abi_jax.errors import InputError, Preempted
 
 VERBS = (
-    *("demo", "import", "train", "sweep", "generate", "chat", "export", "embed", "info"),
+    *("demo", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
     *("log", "verify", "diff", "receipt", "check-receipt"),
 )
-WRITING = ("demo", "import", "export")  # several processes would write over each other
+WRITING = ("demo", "import", "export", "launch")  # several processes would write over each other
 
 EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
   abi import ~/models/Qwen3-0.6B runs/base          a Hugging Face directory becomes a model directory
   abi train configs/train/personas.yaml --set model.init=runs/base --set data.train=chats.jsonl
+<<<<<<< HEAD
   abi sweep configs/train/personas.yaml --grid optimizer.learning_rate=1e-3,3e-3 --folds 3
+=======
+  abi launch slurm configs/launch/example.yaml --dry-run
+>>>>>>> work-launch
   abi generate runs/personas "My build fails and I am stuck" --persona abbey=0.6,aviva=0.4
   abi chat runs/personas --persona aviva
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
@@ -89,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if options.json and result is not None:
         print(json.dumps(result))
-    return 1 if result is not None and result.get("ok") is False else 0
+    if result is not None and result.get("ok") is False:
+        return 1
+    return 0 if result is None else int(result.get("exit_status", 0))
 
 
 def _module(verb: str) -> Any:

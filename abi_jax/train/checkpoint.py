@@ -31,7 +31,8 @@ class Checkpoints:
     """The steps of the run in directory `out`. A step counts only once it is whole and its link stands in the chain.
 
     Then all but the best and the newest `keep` are dropped. Saving waits for the copies from the devices alone: files,
-    digests and the link follow in a thread. personas: the run's, written with the first link, for they may have been edited.
+    digests and the link follow in a thread. personas: the run's, written with the first link, for they may have been
+    edited.
     """
 
     def __init__(self, out: Path, keep: int, personas: Sequence[Persona]) -> None:

@@ -1,0 +1,176 @@
+"""The SLURM script, run with stand-ins for SLURM's own programs that start the job's tasks on this machine."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abi_jax.errors import InputError
+from abi_jax.launch.targets import make_plan
+from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.verify import verify
+from abi_jax.sharding.local import LocalConfig, free_port, launch
+from tests.conftest import ROOT
+from tests.launch.cases import CPU, job, losses, program
+
+# Starts the tasks of a step with the environment that SLURM gives them; sends SIGTERM when a file has grown.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+count = int(os.environ["SLURM_NTASKS"])
+tasks = []
+for i in range(int(os.environ.get("FAKE_STARTED", count))):
+    mine = {{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_STEP_NODELIST": "127.0.0.1"}}
+    tasks.append(subprocess.Popen(command, env=os.environ | mine | {{"SLURM_STEP_TASKS_PER_NODE": str(count)}}))
+watched, lines = Path(os.environ.get("FAKE_TERM_FILE", "/nonexistent")), int(os.environ.get("FAKE_TERM_LINES", "0"))
+told = False
+while any(task.poll() is None for task in tasks):
+    if not told and watched.exists() and len(watched.read_text().splitlines()) >= lines:
+        told = True
+        for task in tasks:
+            task.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo "JobId=$3 JobState=${FAKE_STATE:-RUNNING} Reason=None"; else echo "$*" >> scontrol.log; fi
+"""
+ABI = f"{shlex.quote(sys.executable)} -m abi_jax.cli"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one run of the script did."""
+
+    status: int
+    out: str
+    err: str
+    requeued: int
+
+
+def sbatch(folder: Path, script: str, tasks: int = 2, **env: str) -> Ran:
+    """Runs a script as `sbatch` does once the job starts."""
+    programs = folder / "bin"
+    program(programs, "srun", SRUN)
+    program(programs, "scontrol", SCONTROL)
+    path = folder / "train.sbatch"
+    path.write_text(script)
+    # The coordinator's port follows from the number of the job.
+    job_id = next(str(n) for n in iter(free_port, None) if 61440 <= 61440 + n % 4096 < 65536)
+    given = {"SLURM_JOB_ID": job_id, "SLURM_NTASKS": str(tasks), "PYTHONPATH": str(ROOT)}
+    path_variable = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    before = _requeued(folder)
+    done = subprocess.run(
+        ["bash", str(path)],
+        env=os.environ | {"PATH": path_variable} | given | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, _requeued(folder) - before)
+
+
+def _requeued(folder: Path) -> int:
+    log = folder / "scontrol.log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def script(folder: Path, train: dict[str, Any] | None = None, **changes: Any) -> str:
+    made = job(folder, "slurm", train, **{"workdir": str(folder)} | changes)
+    return make_plan(made, folder).files["train.sbatch"]
+
+
+def directives(text: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_what_is_asked_of_slurm(tmp_path: Path) -> None:
+    slurm = {
+        "partition": "gpu",
+        "account": "me",
+        "cpus_per_process": 12,
+        "gpu_type": "h100",
+        "options": ["--exclusive"],
+    }
+    text = script(tmp_path, processes_per_node=4, slurm=slurm | {"srun": ["--container-image=a b"]})
+    assert directives(text) == [
+        *("--job-name=tiny", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=h100:8", "--cpus-per-task=12"),
+        *(
+            "--time=24:00:00",
+            "--partition=gpu",
+            "--account=me",
+            f"--chdir={tmp_path}",
+            f"--output={tmp_path}/tiny-%j.log",
+        ),
+        *("--open-mode=append", "--signal=TERM@120", "--requeue", "--exclusive"),
+    ]
+    assert "srun --kill-on-bad-exit=0 --wait=300 '--container-image=a b' abi train" in text
+    assert not any("gpus" in line for line in directives(script(tmp_path, **CPU)))
+
+
+def test_tpus_have_no_slurm(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="accelerator = 'v4' for slurm; expected a GPU or cpu"):
+        script(tmp_path, accelerator="v4")
+
+
+def test_the_script_is_bash_whatever_is_in_it(tmp_path: Path) -> None:
+    odd = 'it\'s "$HOME" `x` \\ $(y)'
+    text = script(tmp_path, env={"ODD": odd}, setup=["source env.sh", "module load cuda"], command="printenv ODD #")
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+    (tmp_path / "env.sh").write_text('module() { echo "module $*"; }\n')
+    ran = sbatch(tmp_path, text)
+    assert (ran.status, ran.out.splitlines()) == (0, ["module load cuda", odd, odd])
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "runs", "requeued"),
+    [
+        (0, "RUNNING", 1, 0),
+        (143, "RUNNING", 6, 6),  # pre-empted: always
+        (1, "RUNNING", 6, 3),  # failed: `max_restarts` times
+        (143, "CANCELLED", 1, 0),  # by scancel
+        (143, "COMPLETING", 1, 0),  # SLURM queues it again by itself
+    ],
+)
+def test_what_is_started_again(status: int, state: str, runs: int, requeued: int, tmp_path: Path) -> None:
+    text = script(tmp_path, command=f"sh -c 'exit {status}'")
+    ran = [sbatch(tmp_path, text, FAKE_STATE=state, SLURM_JOB_ID="77") for _ in range(runs)]
+    assert {r.status for r in ran} == {status}
+    assert sum(r.requeued for r in ran) == requeued
+    assert ("3 restarts are used up" in ran[-1].err) == (status == 1)
+
+
+def test_a_task_that_never_starts_is_named(tmp_path: Path) -> None:
+    text = script(tmp_path, **CPU, command=ABI, start_timeout_s=3)
+    ran = sbatch(tmp_path, text, FAKE_STARTED="1")
+    assert (ran.status, ran.requeued) == (2, 1)
+    assert "missing process 1 of 2: not heard of within 3 s at 127.0.0.1" in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    steps = 24
+    text = script(tmp_path, {"steps": steps, "checkpoint_every": steps, "data": {"batch_size": 8}}, **CPU, command=ABI)
+    first = sbatch(tmp_path, text, FAKE_TERM_FILE=str(tmp_path / "run" / "metrics.jsonl"), FAKE_TERM_LINES="3")
+    assert (first.status, first.requeued) == (128 + signal.SIGTERM, 1), first.err
+    (stopped,) = ModelDirectory(tmp_path / "run").steps()
+    assert 3 <= stopped < steps
+    second = sbatch(tmp_path, text)
+    assert (second.status, second.requeued) == (0, 0), second.err
+
+    plain = tmp_path / "plain"
+    command = (sys.executable, "-m", "abi_jax.cli", "train", str(tmp_path / "train.yaml"), "--set", f"out={plain}")
+    assert launch(LocalConfig(command, 2, devices=4)) == 0
+    assert losses(tmp_path / "run") == losses(plain)
+    assert verify(tmp_path / "run").findings == ()
