@@ -23,11 +23,8 @@ EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
   abi import ~/models/Qwen3-0.6B runs/base          a Hugging Face directory becomes a model directory
   abi train configs/train/personas.yaml --set model.init=runs/base --set data.train=chats.jsonl
-<<<<<<< HEAD
   abi sweep configs/train/personas.yaml --grid optimizer.learning_rate=1e-3,3e-3 --folds 3
-=======
   abi launch slurm configs/launch/example.yaml --dry-run
->>>>>>> work-launch
   abi generate runs/personas "My build fails and I am stuck" --persona abbey=0.6,aviva=0.4
   abi chat runs/personas --persona aviva
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be

@@ -13,7 +13,7 @@ from abi_jax.model.costs import MOMENTS, costs
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.sharding.mesh import AXES, MeshConfig, abstract_mesh, describe
 from abi_jax.sharding.rules import AxisRules, check_divides
-from abi_jax.train.step import BATCH_AXES
+from abi_jax.train.objectives import BATCH_AXES
 
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 # JAX takes this part of a GPU's memory when it starts, unless one of these says otherwise.
