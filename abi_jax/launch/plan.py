@@ -1,9 +1,8 @@
 """What a target is asked to run: files made from the templates in launch/, and one command."""
 
 import json
-import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ class Plan:
 
     files: dict[str, str]
     command: tuple[str, ...]
-    needs: str = field(default="")
+    needs: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes the files into `folder`."""
@@ -31,7 +30,7 @@ class Plan:
 def render(template: str, job: Job, **more: Any) -> str:
     """Returns the template `launch/<template>` filled in for `job`. Filters: `quote` for a shell, `json` for YAML."""
     text: str = _environment().get_template(template).render(job=job, launch=job.launch, **more)
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return text
 
 
 @cache

@@ -150,7 +150,7 @@ def test_tpu_slices_are_jobs_and_their_hosts_pods(tmp_path: Path) -> None:
 
 
 def test_the_training_configuration_is_in_the_config_map(tmp_path: Path) -> None:
-    config_map, jobset = rendered(tmp_path, {"personas": ("abbey", "caf\u00e9: \u2028 it's")})
+    config_map, jobset = rendered(tmp_path, {"personas": ("abbey", "caf\u00e9: \u2028 it's", "a\n\n\n\nb ")})
     (tmp_path / "again.yaml").write_text(config_map["data"]["train.yaml"])
     wanted = load(TrainConfig, tmp_path / "train.yaml", env={})
     assert load(TrainConfig, tmp_path / "again.yaml", env={}) == wanted

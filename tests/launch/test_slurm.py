@@ -1,8 +1,10 @@
 """The SLURM script, run with stand-ins for SLURM's own programs that start the job's tasks on this machine."""
 
+import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from abi_jax.errors import InputError
 from abi_jax.launch.targets import make_plan
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.verify import verify
-from abi_jax.sharding.local import LocalConfig, free_port, launch
+from abi_jax.sharding.local import LocalConfig, launch
 from tests.conftest import ROOT
 from tests.launch.cases import CPU, job, losses, program
 
@@ -65,9 +67,7 @@ def sbatch(folder: Path, script: str, tasks: int = 2, **env: str) -> Ran:
     program(programs, "scontrol", SCONTROL)
     path = folder / "train.sbatch"
     path.write_text(script)
-    # The coordinator's port follows from the number of the job.
-    job_id = next(str(n) for n in iter(free_port, None) if 61440 <= 61440 + n % 4096 < 65536)
-    given = {"SLURM_JOB_ID": job_id, "SLURM_NTASKS": str(tasks), "PYTHONPATH": str(ROOT)}
+    given = {"SLURM_JOB_ID": job_number(), "SLURM_NTASKS": str(tasks), "PYTHONPATH": str(ROOT)}
     path_variable = f"{programs}{os.pathsep}{os.environ['PATH']}"
     before = _requeued(folder)
     done = subprocess.run(
@@ -78,6 +78,14 @@ def sbatch(folder: Path, script: str, tasks: int = 2, **env: str) -> Ran:
         timeout=300,
     )
     return Ran(done.returncode, done.stdout, done.stderr, _requeued(folder) - before)
+
+
+def job_number() -> str:
+    """A number of a job whose coordinator's port, which follows from it, nobody uses."""
+    for number in range(os.getpid(), os.getpid() + 4096):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 61440 + number % 4096)):
+            return str(number)
+    raise AssertionError("no port is free")
 
 
 def _requeued(folder: Path) -> int:
@@ -114,7 +122,7 @@ def test_what_is_asked_of_slurm(tmp_path: Path) -> None:
         ),
         *("--open-mode=append", "--signal=TERM@120", "--requeue", "--exclusive"),
     ]
-    assert "srun --kill-on-bad-exit=0 --wait=300 '--container-image=a b' abi train" in text
+    assert "srun --kill-on-bad-exit=0 --wait=900 '--container-image=a b' abi train" in text
     assert not any("gpus" in line for line in directives(script(tmp_path, **CPU)))
 
 
