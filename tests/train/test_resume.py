@@ -171,7 +171,7 @@ def test_a_run_of_another_kind_is_not_taken_for_this(changes: dict[str, Any], me
     ],
 )
 def test_checkpoints_of_another_model_are_named(
-    changes: dict[str, int], message: str, stopped: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, stopped: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(stopped, tmp_path / "run"))
     (out / "model.yaml").write_text(dump_yaml(replace(MODEL, **changes)))
