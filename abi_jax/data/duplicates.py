@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from abi_jax.data.hashing import mixed
 from abi_jax.data.progress import watched
 from abi_jax.data.records import Record
 from abi_jax.persona import mixture_name
@@ -79,8 +80,8 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
     The share of places where two signatures agree estimates their J.
     """
-    factors = _mixed(np.arange(1, HASHES + 1, dtype=np.uint64)) | np.uint64(1)
-    offsets = _mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64))
+    factors = mixed(np.arange(1, HASHES + 1, dtype=np.uint64)) | np.uint64(1)
+    offsets = mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64))
     found = np.empty((len(texts), HASHES), np.uint32)
     held: list[np.ndarray] = []
     first = size = 0
@@ -168,7 +169,7 @@ def _buckets(signed: np.ndarray, voices: Sequence[str], bands: Bands) -> list[li
     for band in range(bands.count):
         key = of_voice
         for column in range(band * bands.rows, (band + 1) * bands.rows):
-            key = _mixed(key + signed[:, column])
+            key = mixed(key + signed[:, column])
         _, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
         for at in np.flatnonzero(counts[inverse] > 1).tolist():
             buckets[at].append(number + int(inverse[at]))
@@ -188,20 +189,12 @@ def _windows(text: str) -> np.ndarray:
     plain = _plain(text)
     words = np.array([_hash(w) for w in _WORD.findall(plain)] or [_hash(plain)], np.uint64)
     count = max(len(words) - WORDS + 1, 1)
-    mixed = np.zeros(count, np.uint64)
+    runs = np.zeros(count, np.uint64)
     for offset in range(min(WORDS, len(words))):
-        mixed = _mixed(mixed + words[offset : offset + count])
-    return mixed
+        runs = mixed(runs + words[offset : offset + count])
+    return runs
 
 
 @lru_cache(maxsize=1 << 18)
 def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014), after its increment: a bijection of uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

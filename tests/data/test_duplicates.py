@@ -1,9 +1,6 @@
 """Duplicates, against an oracle that compares every pair word for word."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -146,15 +143,8 @@ def test_signatures_estimate_similarity() -> None:
 
 
 def test_signatures_are_the_same_in_every_process() -> None:
-    program = (
-        "from abi_jax.data.duplicates import *; print(signatures(['one two three four five', 'x'])[:, :4].tolist())"
-    )
-    told = []
-    for seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=env)
-        told.append(done.stdout)
-    assert told[0] == told[1] and told[0].startswith("[[")
+    expected = [[224120506, 572590397, 271542390], [2417325324, 1922887705, 279040925]]
+    assert signatures(["one two three four five", "x"])[:, :3].tolist() == expected
 
 
 @pytest.mark.parametrize("similarity", [0.2, 0.3, 0.5, 0.8, 0.95, 1.0])
