@@ -14,13 +14,14 @@ from abi_jax.cli.shared import simulate
 from abi_jax.errors import InputError, Preempted
 
 VERBS = (
-    *("demo", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
+    *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
     *("log", "verify", "diff", "receipt", "check-receipt"),
 )
 WRITING = ("demo", "import", "export", "launch")  # several processes would write over each other
 
 EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
+  abi data inspect chats.jsonl                      what is in it: counts, lengths, duplicates, bad records
   abi import ~/models/Qwen3-0.6B runs/base          a Hugging Face directory becomes a model directory
   abi train configs/train/personas.yaml --set model.init=runs/base --set data.train=chats.jsonl
   abi sweep configs/train/personas.yaml --grid optimizer.learning_rate=1e-3,3e-3 --folds 3
@@ -51,15 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        sub.add_argument(
-            "--devices",
-            type=int,
-            metavar="N",
-            help="simulate N devices on the CPU (as XLA_FLAGS=--xla_force_host_platform_device_count=N does)",
-        )
+        # A verb with several actions returns their parsers; one that is not given there leaves what was given before.
+        for action in module.add_arguments(sub) or ():
+            _add_common(action, argparse.SUPPRESS, argparse.SUPPRESS)
+        _add_common(sub, False, None)
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, as_json: Any, devices: Any) -> None:
+    parser.add_argument("--json", action="store_true", default=as_json, help="print one JSON object on standard output")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=devices,
+        metavar="N",
+        help="simulate N devices on the CPU (as XLA_FLAGS=--xla_force_host_platform_device_count=N does)",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb in WRITING and os.environ.get("ABI_NUM_PROCESSES", "1") != "1":
             raise InputError(f"abi {options.verb} is for one process; only abi train is started as several")
         result = _module(options.verb).run(options)
+        if options.json and result is not None:
+            print(json.dumps(result), flush=True)
     except InputError as error:
         return _fail(str(error), options.json)
     except Preempted as stopped:
@@ -88,8 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}", options.json)
     except KeyboardInterrupt:
         return 130
-    if options.json and result is not None:
-        print(json.dumps(result))
     if result is not None and result.get("ok") is False:
         return 1
     return 0 if result is None else int(result.get("exit_status", 0))

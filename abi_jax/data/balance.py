@@ -6,13 +6,15 @@ every epoch, none of them twice.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grain
 import numpy as np
 
 from abi_jax.data.config import ATTRIBUTES, BalanceConfig
+from abi_jax.data.hashing import permutation
 from abi_jax.data.records import Record
 from abi_jax.errors import InputError
 from abi_jax.persona import mixture_name
@@ -58,22 +60,20 @@ class Balanced(grain.MapDataset[Any]):
     """
 
     def __init__(
-        self, source: "grain.MapDataset[Any]", groups: Sequence[Hashable], config: BalanceConfig, seed: int
+        self, source: "grain.MapDataset[Any]", groups: Sequence[str], config: BalanceConfig, seed: int
     ) -> None:
         """`groups` has one group for every example of `source`."""
         super().__init__(source)
-        names = [str(g) for g in groups]
-        self.before: dict[str, int] = dict(sorted(Counter(names).items()))
+        self.before: dict[str, int] = dict(sorted(Counter(groups).items()))
         self.after = balanced_counts(self.before, config.alpha)
         number = {name: at for at, name in enumerate(self.before)}
-        of = np.array([number[name] for name in names], np.int64)
+        of = np.array([number[name] for name in groups], np.int64)
         self._members = np.split(np.argsort(of, kind="stable"), np.cumsum(list(self.before.values()))[:-1])
-        self._ends = np.cumsum(list(self.after.values()))
-        seeds = np.random.SeedSequence(seed).generate_state(len(number))
-        self._drawn = [
-            grain.MapDataset.range(len(members)).shuffle(seed=int(s)).repeat()
-            for members, s in zip(self._members, seeds, strict=True)
-        ]
+        self._ends = np.cumsum([0, *self.after.values()])
+        # Neighbouring epochs are all that open rows reach.
+        self._drawn = lru_cache(maxsize=2 * len(number))(
+            lambda epoch, group: permutation(len(self._members[group]), seed, epoch, group)
+        )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -82,12 +82,11 @@ class Balanced(grain.MapDataset[Any]):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, at = divmod(int(index), len(self))
-        group = int(np.searchsorted(self._ends, at, side="right"))
-        members = self._members[group]
-        place = at - (int(self._ends[group - 1]) if group else 0)
-        size = len(members)
-        whole = self.after[list(self.before)[group]] // size * size
-        chosen = place % size if place < whole else self._drawn[group][epoch * size + place - whole]
+        group = int(np.searchsorted(self._ends, at, side="right")) - 1
+        members, place = self._members[group], at - int(self._ends[group])
+        whole, left = divmod(int(self._ends[group + 1] - self._ends[group]), len(members))
+        times, which = divmod(place, len(members))
+        chosen = which if times < whole else int(self._drawn(epoch, group)[:left][which])
         return self._parent[int(members[chosen])]
 
 

@@ -1,37 +1,30 @@
 """Records that say again what another says: alike but for case and space, or nearly so.
 
-Two records are compared by their turns where the same personas speak. Near duplicates share most of their
-shingles, runs of three words: J = |A & B| / |A | B| >= the similarity asked for (Jaccard). Candidates come from
-MinHash signatures cut into bands (Broder 1997; Leskovec, Rajaraman & Ullman, Mining of Massive Datasets, 3.4),
-and every one is checked with J itself: nothing is called a duplicate that is none, and a pair at the threshold
-is overlooked with a probability of `MISSED`. Nothing depends on the order of a dict or on the process.
+Two records are compared by their turns, where the same personas speak. Near duplicates have a similarity J (see
+`minhash`) no less than asked for; whatever MinHash proposes is checked with J itself, so nothing is called a
+duplicate that is none.
 """
 
 import hashlib
-import re
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from abi_jax.data.minhash import bands_for, buckets, jaccard, plain, shingles, signatures
 from abi_jax.data.progress import watched
 from abi_jax.data.records import Record
 from abi_jax.persona import mixture_name
 
 Reason = Literal["exact", "near", "leaked"]
 
-HASHES = 128
-MISSED = 1e-6
-WORDS = 3
 # By how much a signature's estimate of J may be too low and J still be computed: over five standard deviations.
 SLACK = 0.25
-_CHUNK = 1 << 14
-# A word is a run of letters and digits; scripts without spaces have a word a character.
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+# Texts written from one template fill a bucket; beyond this size its members are looked up by their rare shingles.
+CROWD = 64
+_COUNTERS = 1 << 20
 
 
 def find_duplicates(
@@ -39,7 +32,7 @@ def find_duplicates(
 ) -> list[Reason | None]:
     """Returns for every record why it should be left out, or None; of a set of duplicates the first stays.
 
-    "leaked": it repeats one of `held_out`; "exact", "near": it repeats an earlier one of `records`. With
+    "leaked": it repeats one of `held_out`; "exact", "near": it repeats an earlier one of `records` that stays. With
     `similarity` None only exact duplicates are looked for.
     """
     known: dict[bytes, Reason] = {exact_key(r): "leaked" for r in held_out}
@@ -58,73 +51,8 @@ def find_duplicates(
 
 def exact_key(record: Record) -> bytes:
     """Returns a hash of what is said, by whom: case, white space and forms of one letter make no difference."""
-    said = [" ".join(_plain(turn["content"]).split()) for turn in record.turns]
-    rejected = " ".join(_plain(record.rejected or "").split())
-    return hashlib.sha256("\0".join([_voice(record), rejected, *said]).encode()).digest()
-
-
-def shingles(text: str) -> np.ndarray:
-    """Returns the hashes of the runs of `WORDS` words in a text, uint64, sorted, each once; of fewer words, one."""
-    return np.unique(_windows(text))
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns |a & b| / |a | b| of two results of `shingles`."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / (len(a) + len(b) - common)
-
-
-def signatures(texts: Sequence[str]) -> np.ndarray:
-    """Returns the MinHash signature of every text, uint32 `[N, HASHES]`.
-
-    The share of places where two signatures agree estimates their J.
-    """
-    factors = _mixed(np.arange(1, HASHES + 1, dtype=np.uint64)) | np.uint64(1)
-    offsets = _mixed(np.arange(HASHES + 1, 2 * HASHES + 1, dtype=np.uint64))
-    found = np.empty((len(texts), HASHES), np.uint32)
-    held: list[np.ndarray] = []
-    first = size = 0
-    for at, text in enumerate(watched(texts, "comparing", len(texts))):
-        held.append(_windows(text))
-        size += len(held[-1])
-        if size >= _CHUNK or at == len(texts) - 1:
-            found[first : at + 1] = _least(held, factors, offsets)
-            held, first, size = [], at + 1, 0
-    return found
-
-
-def _least(hashes: Sequence[np.ndarray], factors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The least of `factor * hash + offset` over each text's hashes, for each of K factors, uint32 `[texts, K]`."""
-    joined = np.concatenate(hashes)
-    starts = np.cumsum([0, *map(len, hashes[:-1])])
-    scratch, least = np.empty_like(joined), np.empty((len(factors), len(hashes)), np.uint64)
-    # One factor at a time: the numbers stay in the cache, which is nine times as fast as all at once.
-    for factor, offset, row in zip(factors, offsets, least, strict=True):
-        np.multiply(joined, factor, out=scratch)
-        np.add(scratch, offset, out=scratch)
-        np.minimum.reduceat(scratch, starts, out=row)
-    return (least >> np.uint64(32)).astype(np.uint32).T
-
-
-@dataclass(frozen=True)
-class Bands:
-    """How a signature is cut: `count` bands of `rows` hashes; texts that agree in any one band are candidates."""
-
-    count: int
-    rows: int
-
-    def found(self, similarity: float) -> float:
-        """The probability that a pair of this J becomes a candidate."""
-        return 1 - (1 - similarity**self.rows) ** self.count
-
-
-def bands_for(similarity: float) -> Bands:
-    """Returns the widest bands, which make the fewest candidates, that overlook no more than `MISSED`.
-
-    There are such bands for a similarity from 0.2 on.
-    """
-    cuts = [Bands(HASHES // rows, rows) for rows in range(1, HASHES + 1)]
-    return max((b for b in cuts if 1 - b.found(similarity) <= MISSED), key=lambda b: b.rows)
+    said = [" ".join(plain(text).split()) for text in (record.rejected or "", *_contents(record))]
+    return hashlib.sha256("\0".join([_voice(record), *said]).encode()).digest()
 
 
 def _repeats(records: Sequence[Record], kept: int, similarity: float) -> list[int | None]:
@@ -134,74 +62,64 @@ def _repeats(records: Sequence[Record], kept: int, similarity: float) -> list[in
     """
     if not records:
         return []
-    texts = ["\n".join(turn["content"] for turn in record.turns) for record in records]
+    texts = ["\n".join(_contents(record)) for record in records]
+    voices = [_voice(record) for record in records]
     signed = signatures(texts)
-    groups = _buckets(signed, [_voice(r) for r in records], bands_for(similarity))
-    members: dict[int, list[int]] = {}
-
-    @lru_cache(maxsize=4096)
-    def of(at: int) -> np.ndarray:
-        return shingles(texts[at])
-
-    def first_alike(at: int) -> int | None:
-        near = np.array(sorted({m for g in groups[at] for m in members.get(g, ())}), np.int64)
-        estimate = (signed[near] == signed[at]).mean(axis=1)
-        likely = near[estimate >= similarity - SLACK].tolist()
-        return next((m for m in likely if jaccard(of(m), of(at)) >= similarity), None)
-
+    of = lru_cache(maxsize=4096)(lambda at: shingles(texts[at]))
+    # A key stands for a bucket, or for a shingle and a voice; records that have a key in common are candidates.
+    keys: list[list[object]] = [[] for _ in records]
+    crowded: set[int] = set()
+    for number, members in enumerate(buckets(signed, voices, bands_for(similarity))):
+        if len(members) > CROWD:
+            crowded.update(members.tolist())
+        else:
+            for at in members.tolist():
+                keys[at].append(number)
+    rarest = _Rarest((of(at) for at in crowded), similarity)
+    staying: dict[object, list[int]] = {}
     found: list[int | None] = []
     for at in watched(range(len(records)), "comparing", len(records)):
-        first = None if at < kept or not groups[at] else first_alike(at)
+        mine = [*keys[at], *((voices[at], s) for s in rarest(of(at)))] if at in crowded else keys[at]
+        first = None
         if at >= kept:
+            candidates = sorted({other for key in mine for other in staying.get(key, ())})
+            estimates = (signed[candidates] == signed[at]).mean(axis=1) if candidates else ()
+            likely = (c for c, e in zip(candidates, estimates, strict=True) if e >= similarity - SLACK)
+            first = next((c for c in likely if jaccard(of(c), of(at)) >= similarity), None)
             found.append(first)
         if first is None:
-            for group in groups[at]:
-                members.setdefault(group, []).append(at)
+            for key in mine:
+                staying.setdefault(key, []).append(at)
     return found
 
 
-def _buckets(signed: np.ndarray, voices: Sequence[str], bands: Bands) -> list[list[int]]:
-    """Returns for every text the buckets that it shares with another."""
-    of_voice = np.array([_hash(v) for v in voices], np.uint64)
-    buckets: list[list[int]] = [[] for _ in voices]
-    number = 0
-    for band in range(bands.count):
-        key = of_voice
-        for column in range(band * bands.rows, (band + 1) * bands.rows):
-            key = _mixed(key + signed[:, column])
-        _, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
-        for at in np.flatnonzero(counts[inverse] > 1).tolist():
-            buckets[at].append(number + int(inverse[at]))
-        number += len(counts)
-    return buckets
+class _Rarest:
+    """Chooses so many of a text's shingles, the rarest, that two texts as similar as asked for have one in common.
+
+    |A & B| >= J max(|A|, |B|), so of A no more than |A| - ceil(J |A|) are missing in B; one more, chosen by one
+    order for all texts, must be among those chosen of B (Bayardo, Ma & Srikant 2007, prefix filtering).
+    """
+
+    def __init__(self, texts: Iterable[np.ndarray], similarity: float) -> None:
+        self._similarity = similarity
+        # Hashed counts may be too high, which makes for more candidates, never for fewer.
+        self._counts = np.zeros(_COUNTERS, np.int64)
+        for text in texts:
+            self._counts[self._places(text)] += 1
+
+    def __call__(self, text: np.ndarray) -> list[int]:
+        order = np.lexsort((text, self._counts[self._places(text)]))
+        needed = len(text) - math.ceil(self._similarity * len(text) - 1e-9) + 1
+        chosen: list[int] = text[order[:needed]].tolist()
+        return chosen
+
+    def _places(self, text: np.ndarray) -> np.ndarray:
+        return text % np.uint64(_COUNTERS)
+
+
+def _contents(record: Record) -> list[str]:
+    return [turn["content"] for turn in record.turns]
 
 
 def _voice(record: Record) -> str:
     return mixture_name(dict(sorted(record.mixture.items())))
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
-def _windows(text: str) -> np.ndarray:
-    plain = _plain(text)
-    words = np.array([_hash(w) for w in _WORD.findall(plain)] or [_hash(plain)], np.uint64)
-    count = max(len(words) - WORDS + 1, 1)
-    mixed = np.zeros(count, np.uint64)
-    for offset in range(min(WORDS, len(words))):
-        mixed = _mixed(mixed + words[offset : offset + count])
-    return mixed
-
-
-@lru_cache(maxsize=1 << 18)
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014), after its increment: a bijection of uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

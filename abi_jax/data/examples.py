@@ -84,6 +84,11 @@ class ExampleSource:
         """The record that example `at` is made from."""
         return self._records[self._index[at, 0]]
 
+    def full_length(self, at: int) -> int:
+        """Tokens of example `at` before anything is cut."""
+        record, answer = self.record_of(at), int(self._index[at, 1])
+        return len(self._render(record, record.turns[:answer], answer).tokens) - 1
+
     def _made(self, at: int) -> Example:
         example = self._make(self.record_of(at), int(self._index[at, 1]))
         if not self._counted[at]:
@@ -116,13 +121,9 @@ class ExampleSource:
         """Renders the answer in as much of its context as a row holds."""
         limit = self._config.length + 1
         turns = list(record.turns[:answer])
-        response = record.turns[answer]["content"]
         cuts: list[str] = []
         while True:
-            try:
-                rendered = render(self._tokenizer, turns, record.memory, record.policy, response)
-            except InputError as error:
-                raise InputError(f"{record.where}: {error}") from None
+            rendered = self._render(record, turns, answer)
             if len(rendered.tokens) <= limit or len(turns) == 1:
                 break
             del turns[:2]
@@ -131,6 +132,13 @@ class ExampleSource:
             rendered, more = cut(rendered, limit, self._tokenizer.bos_id)
             cuts += more
         return rendered, tuple(cuts)
+
+    def _render(self, record: Record, turns: Sequence[dict[str, str]], answer: int) -> Rendered:
+        response = record.turns[answer]["content"]
+        try:
+            return render(self._tokenizer, turns, record.memory, record.policy, response)
+        except InputError as error:
+            raise InputError(f"{record.where}: {error}") from None
 
     def _group(self, record: Record) -> int:
         if self._config.group_by == "dataset":

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from abi_jax.data import DataConfig, ExampleSource, Record
+from abi_jax.data import DataConfig, ExampleSource, Record, examples
 from abi_jax.data.examples import Example
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona
@@ -107,6 +107,24 @@ def test_counts_and_groups(tokenizer: Tokenizer, personas: P3) -> None:
     assert dict(source.counts) == {"examples": 4, "prompt_cut": 1}
     by_set = ExampleSource(records, DataConfig(group_by="dataset"), tokenizer, personas)
     assert by_set.groups == ["set", "other"] and [by_set[i].group for i in range(4)] == [0, 0, 0, 1]
+
+
+def test_examples_are_kept_up_to_a_number_of_tokens(
+    tokenizer: Tokenizer, personas: P3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [talk("question", "word " * 20)] * 10
+    size = len(make(records[0], tokenizer, personas)[0])
+    monkeypatch.setattr(examples, "KEPT_TOKENS", 3 * size + size // 2)
+    source = ExampleSource(records, DataConfig(), tokenizer, personas)
+    first = [source[i] for i in range(10)]
+    assert source[9] is first[9] and source[7] is first[7]
+    assert source[0] is not first[0]
+    np.testing.assert_array_equal(source[0].tokens, first[0].tokens)
+    assert source[8] is not first[8] and source[7] is first[7]  # the one used longest ago went first
+    assert dict(source.counts) == {"examples": 10}
+    monkeypatch.setattr(examples, "KEPT_TOKENS", 0)
+    alone = ExampleSource(records, DataConfig(), tokenizer, personas)
+    assert alone[0] is alone[0]
 
 
 def test_a_record_that_cannot_be_rendered_is_named(tokenizer: Tokenizer, personas: P3) -> None:

@@ -22,6 +22,7 @@ def example(index: int, size: int) -> Example:
         active=active,
         mixture=np.eye(P, dtype=np.float32)[index % P],
         group=index % 5,
+        attribute=index % 4,
     )
 
 
@@ -70,9 +71,9 @@ def test_rows_are_well_filled() -> None:
 @given(SIZES, st.booleans())
 def test_arrays(sizes: list[int], response_only: bool) -> None:
     rows = pack(sizes, 4)
-    batch = assemble([[example(i, sizes[i - 1]) for i in row] for row in [*rows, []]], T, P, 7, response_only)
+    batch = assemble([[example(i, sizes[i - 1]) for i in row] for row in [*rows, []]], T, P, 7, response_only, True)
     shape = (len(rows) + 1, T)
-    for name in ("tokens", "targets", "positions", "segments", "roles", "group"):
+    for name in ("tokens", "targets", "positions", "segments", "roles", "group", "attribute"):
         assert batch[name].shape == shape and batch[name].dtype == np.int32
     assert batch["weights"].shape == shape and batch["weights"].dtype == np.float32
     assert batch["mixture"].shape == (*shape, P) and batch["mixture"].dtype == np.float32
@@ -83,7 +84,7 @@ def test_arrays(sizes: list[int], response_only: bool) -> None:
     # Padding comes last, holds nothing and teaches nothing.
     assert (np.diff(real.astype(int), axis=1) <= 0).all()
     assert (batch["tokens"][~real] == 7).all() and (batch["targets"][~real] == 7).all()
-    for name in ("positions", "roles", "group", "weights", "mixture", "active"):
+    for name in ("positions", "roles", "group", "attribute", "weights", "mixture", "active"):
         assert not batch[name][~real].any()
 
     for r, row in enumerate(rows):
@@ -103,3 +104,4 @@ def test_arrays(sizes: list[int], response_only: bool) -> None:
             np.testing.assert_array_equal(batch["active"][r][here], acts)
             np.testing.assert_array_equal(batch["mixture"][r][here], acts[:, None] * mine.mixture)
             assert (batch["group"][r][here] == mine.group).all()
+            assert (batch["attribute"][r][here] == mine.attribute).all()

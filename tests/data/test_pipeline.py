@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,67 @@ def test_an_error_while_making_a_batch_reaches_the_caller(tokenizer: Tokenizer, 
     batches = Batches(DataConfig(train=(path,), held_out=0, length=32, batch_size=1), tokenizer, personas)
     with batches, pytest.raises(InputError, match=r"chats\.jsonl:1: the response is empty"):
         next(batches)
+
+
+def about(age: object, question: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "because"}]
+    return {"messages": turns, "persona": "abbey", "attributes": {} if age is None else {"age": age}}
+
+
+def test_attributes_are_told_apart(tokenizer: Tokenizer, personas: P3, write: Write) -> None:
+    path = write(*(about(age, f"why {n}?") for n, age in enumerate(["old", 7, None, "young", "old", True])))
+    config = DataConfig(train=(path,), held_out=0, length=32, batch_size=2, bias_by="age", evaluate=(path,))
+    with Batches(config, tokenizer, personas, "held_out") as batches:
+        assert batches.attributes == ("7", "True", "old", "young")
+        found = {}
+        for batch in batches:
+            assert batch["attribute"].dtype == np.int32 and batch["attribute"].shape == (2, 32)
+            assert not batch["attribute"][batch["segments"] == 0].any()
+            order = iter(batches.last_records)
+            for row, segments in zip(batch["attribute"], batch["segments"], strict=True):
+                for segment in range(1, segments.max(initial=0) + 1):
+                    (number,) = set(row[segments == segment].tolist())
+                    found[next(order)] = number
+    assert found == {f"{path}:{n + 1}": number for n, number in enumerate([3, 1, 0, 4, 3, 2])}
+    with Batches(dataclasses.replace(config, bias_by=""), tokenizer, personas) as batches:
+        assert "attribute" not in next(batches) and batches.attributes == ()
+
+
+def test_a_value_has_one_number_on_both_sides(tokenizer: Tokenizer, personas: P3, write: Write) -> None:
+    train, held = write(about("young", "a?"), name="t.jsonl"), write(about("old", "b?"), name="h.jsonl")
+    config = DataConfig(train=(train,), evaluate=(held,), length=32, batch_size=1, bias_by="age")
+    for split, number in (("train", 2), ("held_out", 1)):
+        with Batches(config, tokenizer, personas, split) as batches:  # type: ignore[arg-type]
+            assert batches.attributes == ("old", "young") and next(batches)["attribute"].max() == number
+            state = batches.get_state()
+    other = Batches(dataclasses.replace(config, bias_by=""), tokenizer, personas, "held_out")
+    with other, pytest.raises(InputError, match="bias_by is '', but this data position was saved with 'age'"):
+        other.set_state(state)
+    with pytest.raises(InputError, match="bias_by = 'gender', but no record has that attribute"):
+        Batches(dataclasses.replace(config, bias_by="gender"), tokenizer, personas)
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_the_records_of_the_last_batch(tokenizer: Tokenizer, personas: P3, prefetch: int) -> None:
+    config = dataclasses.replace(CONFIG, prefetch=prefetch)
+    with Batches(config, tokenizer, personas) as batches:
+        assert batches.last_records == ()
+        told: list[tuple[str, ...]] = []
+        for batch in islice(batches, 8):
+            told.append(batches.last_records)
+            assert len(told[-1]) == batch["segments"].max(axis=1).sum()
+            file, _, line = told[-1][0].rpartition(":")
+            said = json.loads(Path(file).read_text().splitlines()[int(line) - 1])["messages"]
+            text = tokenizer.decode(batch["tokens"][0][batch["segments"][0] == 1])
+            assert any(message["content"] in text for message in said)
+            if len(told) == 3:
+                state = batches.get_state()
+        batches.set_state(state)
+        assert batches.last_records == ()
+        again = [batches.last_records for _ in islice(batches, 5)]
+        assert again == told[3:]
+    shared = []
+    for index in range(2):
+        with Batches(config, tokenizer, personas, "train", index, 2) as mine:
+            shared.append([mine.last_records for _ in islice(mine, 8)])
+    assert [a + b for a, b in zip(*shared, strict=True)] == told
