@@ -17,7 +17,9 @@ import json
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality_data import SETS, TRUSTS, cut_sets, questions, roles
 
-SHAPE: dict[str, Any] = {"capacity": 3, "core_rank": 6}
+SHAPE: dict[str, Any] = {"capacity": 3, "core_rank": 5}
 BARE: dict[str, Any] = {"capacity": 3, "mask": False, "injection": False, "head_rank": 0, "core_rank": 0}
 # name -> (changes of the persona's shape, response-only)
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -39,15 +41,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "without heads": (SHAPE | {"head_rank": 0}, True),
     "without cores": (SHAPE | {"core_rank": 0}, True),
 }
+ROWS = 12
 ROLES_VARIANTS = ("formulas and cores", "without masks", "LoRA", "without cores")
 MODEL: dict[str, Any] = {
-    "vocab_size": 4096,
-    "d_model": 256,
+    "vocab_size": 2048,
+    "d_model": 192,
     "num_layers": 4,
-    "num_heads": 8,
-    "num_kv_heads": 4,
+    "num_heads": 6,
+    "num_kv_heads": 3,
     "head_dim": 32,
-    "d_ff": 704,
+    "d_ff": 512,
     "max_length": 512,
 }
 
@@ -58,8 +61,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the public sets")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where runs and results are kept")
     parser.add_argument("--backbone", choices=("questions", "dialogues", "roles"), default="questions")
-    parser.add_argument("--backbone-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=300, help="of every variant")
+    parser.add_argument("--backbone-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=200, help="of every variant")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of: {'; '.join(VARIANTS)}")
@@ -79,17 +82,27 @@ def main() -> None:
     names = options.variants or (ROLES_VARIANTS if options.backbone == "roles" else VARIANTS)
     report = {}
     for name in names:
-        tried = {rate: measured(work, data, base, name, rate, options.seeds[0], options) for rate in options.rates}
-        best = min(tried, key=lambda rate: tried[rate]["validation"]["mean"])
-        runs = [measured(work, data, base, name, best, seed, options) for seed in options.seeds]
+        best, tried = tuned(partial(measured, options, data, base, name, seed=options.seeds[0]), options.rates)
+        runs = [measured(options, data, base, name, best, seed) for seed in options.seeds]
         report[name] = summary(runs) | {
             "learning_rate": best,
-            "validation_by_rate": {str(rate): found["validation"]["mean"] for rate, found in tried.items()},
+            "validation_by_rate": {f"{rate:g}": tried[rate] for rate in sorted(tried)},
         }
         print(json.dumps({name: report[name]}), file=sys.stderr)
     print(
         json.dumps({"backbone": options.backbone, "steps": options.steps, "seeds": options.seeds, "variants": report})
     )
+
+
+def tuned(measure: Callable[[float], dict[str, Any]], rates: list[float]) -> tuple[float, dict[float, float]]:
+    """The best learning rate on the validation part and what each gave; where it is the last on a side, one more."""
+    tried = {rate: measure(rate)["validation"]["mean"] for rate in rates}
+    while True:
+        best = min(tried, key=lambda rate: tried[rate])
+        further = {min(tried): best / 3, max(tried): best * 3}.get(best)
+        if further is None:
+            return best, tried
+        tried[further] = measure(further)["validation"]["mean"]
 
 
 def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
@@ -110,7 +123,7 @@ def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
                 held_out=0,
                 mode="backbone",
                 length=256,
-                batch_size=16,
+                batch_size=ROWS,
             ),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, weight_decay=0.1),
             checkpoint_every=500,
@@ -119,10 +132,9 @@ def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
     )
 
 
-def measured(
-    work: Path, data: Path, base: Path, name: str, rate: float, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
     """Trains a variant and measures it; or returns what was measured before."""
+    work = base.parent
     out = work / f"{name.replace(' ', '-')}-{rate:g}-{seed}"
     result = out.with_suffix(".json")
     if result.exists():
@@ -153,7 +165,7 @@ def measured(
             train=files("train"),
             evaluate=files("validation"),
             length=256,
-            batch_size=16,
+            batch_size=ROWS,
             seed=seed,
             response_only=response_only,
         ),
