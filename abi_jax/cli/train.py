@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key (repeatable)",
     )
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into OUT/profile")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     from abi_jax.train.config import TrainConfig
     from abi_jax.train.loop import train
 
-    config = load(TrainConfig, options.config, options.overrides)
+    config = load(TrainConfig, options.config, [*options.overrides, *(["profile=true"] if options.profile else [])])
     initialize()
     metrics = train(config)
     if jax.process_index() != 0:
