@@ -18,7 +18,7 @@ from abi_jax.data.clean import clean_value
 from abi_jax.data.progress import watched
 from abi_jax.data.readers import Value, read_values
 from abi_jax.errors import InputError
-from abi_jax.persona import check_mixture
+from abi_jax.persona import check_mixture, mixture_name
 from abi_jax.text.chat import half_character, split_turns
 
 # How many reasons of skipped records are kept word for word.
@@ -54,6 +54,11 @@ class Record:
     def question(self) -> str:
         """The first user message."""
         return self.turns[0]["content"]
+
+    @property
+    def voice(self) -> str:
+        """The mixture as text, the same for the same mixture: `abbey`, `abbey=0.5,aviva=0.5`; `base` for none."""
+        return mixture_name(dict(sorted(self.mixture.items())))
 
     @property
     def answers(self) -> tuple[int, ...]:
