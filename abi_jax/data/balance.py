@@ -17,7 +17,6 @@ from abi_jax.data.config import ATTRIBUTES, BalanceConfig
 from abi_jax.data.hashing import permutation
 from abi_jax.data.records import Record
 from abi_jax.errors import InputError
-from abi_jax.persona import mixture_name
 
 NONE = "none"
 
@@ -25,7 +24,7 @@ NONE = "none"
 def value_of(record: Record, key: str) -> str | None:
     """Returns what a record has under a key of `BalanceConfig.by`, as text; None if nothing."""
     if key == "persona":
-        return mixture_name(dict(sorted(record.mixture.items()))) if record.mixture else None
+        return record.voice if record.mixture else None
     if key.startswith(ATTRIBUTES):
         found = record.attributes.get(key.removeprefix(ATTRIBUTES))
         return None if found is None else str(found)

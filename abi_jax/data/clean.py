@@ -8,6 +8,8 @@ import re
 import unicodedata
 from typing import Any
 
+from abi_jax.errors import InputError
+
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
 
@@ -26,3 +28,11 @@ def clean_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: clean_value(v) for key, v in value.items()}
     return [clean_value(v) for v in value] if isinstance(value, list) else value
+
+
+def clean_record(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Cleans the value of one record. Raises `InputError` beginning with `where` if it is nested too deeply."""
+    try:
+        return {key: clean_value(v) for key, v in value.items()}
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply to be cleaned") from None

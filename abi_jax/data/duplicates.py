@@ -16,7 +16,6 @@ import numpy as np
 from abi_jax.data.minhash import bands_for, buckets, jaccard, plain, shingles, signatures
 from abi_jax.data.progress import watched
 from abi_jax.data.records import Record
-from abi_jax.persona import mixture_name
 
 Reason = Literal["exact", "near", "leaked"]
 
@@ -52,7 +51,7 @@ def find_duplicates(
 def exact_key(record: Record) -> bytes:
     """Returns a hash of what is said, by whom: case, white space and forms of one letter make no difference."""
     said = [" ".join(plain(text).split()) for text in (record.rejected or "", *_contents(record))]
-    return hashlib.sha256("\0".join([_voice(record), *said]).encode()).digest()
+    return hashlib.sha256("\0".join([record.voice, *said]).encode()).digest()
 
 
 def _repeats(records: Sequence[Record], kept: int, similarity: float) -> list[int | None]:
@@ -63,7 +62,7 @@ def _repeats(records: Sequence[Record], kept: int, similarity: float) -> list[in
     if not records:
         return []
     texts = ["\n".join(_contents(record)) for record in records]
-    voices = [_voice(record) for record in records]
+    voices = [record.voice for record in records]
     signed = signatures(texts)
     of = lru_cache(maxsize=4096)(lambda at: shingles(texts[at]))
     # A key stands for a bucket, or for a shingle and a voice; records that have a key in common are candidates.
@@ -119,7 +118,3 @@ class _Rarest:
 
 def _contents(record: Record) -> list[str]:
     return [turn["content"] for turn in record.turns]
-
-
-def _voice(record: Record) -> str:
-    return mixture_name(dict(sorted(record.mixture.items())))

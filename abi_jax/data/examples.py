@@ -70,6 +70,7 @@ class ExampleSource:
         datasets = list(dict.fromkeys(r.dataset for r in records))
         self.groups = datasets if config.group_by == "dataset" else [*self._names, MIXED, BASE]
         self.attributes = tuple(attribute_values(records, config.bias_by) if attributes is None else attributes)
+        self._numbers = {value: number for number, value in enumerate(self.attributes, 1)}
         self.counts: Counter[str] = Counter()
         self._counted = np.zeros(len(self._index), bool)
         self._kept = _Kept(KEPT_TOKENS)
@@ -148,7 +149,7 @@ class ExampleSource:
 
     def _attribute(self, record: Record) -> int:
         value = record.attributes.get(self._config.bias_by)
-        return 0 if value is None else 1 + self.attributes.index(str(value))
+        return 0 if value is None else self._numbers[str(value)]
 
 
 class _Kept:
@@ -178,7 +179,7 @@ def answers(record: Record, mode: str) -> tuple[int, ...]:
 
 def attribute_values(records: Sequence[Record], name: str) -> list[str]:
     """Returns the different values of an attribute, as text, sorted."""
-    found = {r.attributes.get(name) for r in records} if name else set()
+    found = (r.attributes.get(name) for r in records) if name else ()
     return sorted({str(value) for value in found if value is not None})
 
 

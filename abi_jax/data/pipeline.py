@@ -169,7 +169,7 @@ class Batches(Iterator[Batch]):
         self.groups = tuple(self._source.groups)
         self.mixtures = tuple({mixture_name(r.mixture): r.mixture for r in records if len(r.mixture) > 1}.values())
         self._settings = _binding(config) | {"split": split}
-        self._digest = _digest(records, tokenizer, personas)
+        self._digest = _digest(records, tokenizer, personas, self.attributes)
         self.balance: dict[str, tuple[int, int]] = {}
         examples: grain.MapDataset[Example] = grain.MapDataset.source(self._source)
         self.examples = len(self._source)
@@ -280,11 +280,14 @@ def _close(held: list[Any]) -> None:
         held.pop().close()
 
 
-def _digest(records: Sequence[Record], tokenizer: Tokenizer, personas: Sequence[Persona]) -> str:
+def _digest(
+    records: Sequence[Record], tokenizer: Tokenizer, personas: Sequence[Persona], attributes: Sequence[str]
+) -> str:
     """SHA-256 over everything that decides what an example's arrays hold, where it was read aside."""
     digest = hashlib.sha256(tokenizer.digest.encode())
     rules = [{p.name: [p.loss_weights, p.reads, p.strict_reading]} for p in personas]
     for values in [*(vars(r) for r in records), *rules]:
         values = {k: v for k, v in values.items() if k != "where"}
         digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    digest.update("".join(f"{value}\n" for value in attributes).encode())
     return digest.hexdigest()

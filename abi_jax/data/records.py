@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from abi_jax.data.clean import clean_value
+from abi_jax.data.clean import clean_record
 from abi_jax.data.progress import watched
 from abi_jax.data.readers import Value, read_values
 from abi_jax.errors import InputError
-from abi_jax.persona import check_mixture
+from abi_jax.persona import check_mixture, mixture_name
 from abi_jax.text.chat import half_character, split_turns
 
 # How many reasons of skipped records are kept word for word.
@@ -54,6 +54,11 @@ class Record:
     def question(self) -> str:
         """The first user message."""
         return self.turns[0]["content"]
+
+    @property
+    def voice(self) -> str:
+        """The mixture as text, the same for the same mixture: `abbey`, `abbey=0.5,aviva=0.5`; `base` for none."""
+        return mixture_name(dict(sorted(self.mixture.items())))
 
     @property
     def answers(self) -> tuple[int, ...]:
@@ -100,7 +105,7 @@ def read_records(
             counts["read"] += 1
             try:
                 read = decode(value, where)
-                cleaned = _cleaned(read, where) if clean else read
+                cleaned = clean_record(read, where) if clean else read
                 records.append(parse_record(cleaned, personas, where, dataset, require_persona))
             except InputError as error:
                 if bad == "fatal":
@@ -168,13 +173,6 @@ def is_held_out(record: Record, one_in: int, fold: int = 0) -> bool:
         return False
     key = "\0".join([record.question.strip(), *(f"{n}={w:g}" for n, w in sorted(record.mixture.items()))])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == fold
-
-
-def _cleaned(value: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        return {key: clean_value(v) for key, v in value.items()}
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply to be cleaned") from None
 
 
 def _record(

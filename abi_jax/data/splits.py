@@ -29,8 +29,7 @@ def load_splits(
 ) -> Splits:
     """Reads, cleans, splits, and leaves out duplicates, as `config` says.
 
-    personas: None leaves names unchecked, and a record needs none. Without `evaluate` both sides are read whatever
-    is asked for, since they lie in the same files.
+    personas: None leaves names unchecked, and a record needs none.
     """
     train = held_out = Records(())
     against_leaks = "train" in sides and config.duplicates != "keep"
@@ -51,7 +50,10 @@ def load_splits(
             train = _read(config, config.train, personas)
         if "held_out" in sides or against_leaks:
             held_out = _read(config, config.evaluate, personas)
-    return Splits(_distinct(config, train, held_out.records), _distinct(config, held_out))
+    return Splits(
+        _distinct(config, train, held_out.records) if "train" in sides else Records(()),
+        _distinct(config, held_out) if "held_out" in sides else Records(()),
+    )
 
 
 def load_split(config: DataConfig, split: Split, personas: Sequence[Persona] = ()) -> tuple[list[Record], int]:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abi_jax.data import read_records
-from abi_jax.data.clean import clean_text, clean_value
+from abi_jax.data.clean import clean_record, clean_text, clean_value
+from abi_jax.errors import InputError
 from tests.data.conftest import Write
 
 
@@ -59,3 +60,12 @@ def test_records_that_cleaning_changed_are_counted(write: Write) -> None:
     assert read.tally["chats"] == {"read": 3, "cleaned": 1, "skipped": 1}
     assert "content is empty" in read.reasons[0]
     assert read_records({"chats": (path,)}).records[1].question == "why?\r\n"
+
+
+def test_a_value_too_deep_to_be_cleaned_is_bad_input() -> None:
+    """Some versions of Python read JSON deeper than they can walk it."""
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InputError, match="here:1: nested too deeply to be cleaned"):
+        clean_record({"messages": [], "x": deep}, "here:1")

@@ -235,10 +235,10 @@ def about(age: object, question: str) -> dict[str, Any]:
 
 
 def test_attributes_are_told_apart(tokenizer: Tokenizer, personas: P3, write: Write) -> None:
-    path = write(*(about(age, f"why {n}?") for n, age in enumerate(["old", 7, None, "young", "old", True])))
+    path = write(*(about(age, f"why {n}?") for n, age in enumerate(["old", 7, None, "young", "old", ["x"]])))
     config = DataConfig(train=(path,), held_out=0, length=32, batch_size=2, bias_by="age", evaluate=(path,))
     with Batches(config, tokenizer, personas, "held_out") as batches:
-        assert batches.attributes == ("7", "True", "old", "young")
+        assert batches.attributes == ("7", "['x']", "old", "young")
         found = {}
         for batch in batches:
             assert batch["attribute"].dtype == np.int32 and batch["attribute"].shape == (2, 32)

@@ -1,12 +1,15 @@
 """The pipeline on real public data, where it lies beside the checkout."""
 
+import dataclasses
+import json
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from abi_jax.data import Batches, DataConfig, load_split
+from abi_jax.data import BalanceConfig, Batches, DataConfig, load_split, load_splits
 from abi_jax.persona import Persona
 from abi_jax.text import Tokenizer
 
@@ -33,3 +36,28 @@ def test_real_records_become_full_batches(tokenizer: Tokenizer, personas: tuple[
     for batch in some:
         assert ((batch["weights"] > 0) == batch["active"]).all()
         assert batch["tokens"].max() < tokenizer.vocab_size
+
+
+def test_what_is_said_twice_is_found() -> None:
+    texts = [json.loads(line)["messages"] for line in (FOLDER / "counsel_chat.jsonl").open(encoding="utf-8")]
+    different = {tuple(" ".join(m["content"].casefold().split()) for m in messages) for messages in texts}
+    config = DataConfig(train=(str(FOLDER / "counsel_chat.jsonl"),), mode="backbone", duplicates="exact")
+    splits = load_splits(config)
+    left = len(splits.train.records) + len(splits.held_out.records)
+    assert abs(left - len(different)) <= 2 and left < len(texts)  # but for letters of several forms
+    near = load_splits(dataclasses.replace(config, duplicates="near", similarity=0.5))
+    assert sum(near.train.tally["counsel_chat"].values()) > sum(splits.train.tally["counsel_chat"].values())
+
+
+def test_three_data_sets_of_different_size_are_balanced(tokenizer: Tokenizer, personas: tuple[Persona, ...]) -> None:
+    files = tuple(str(FOLDER / f"{n}.jsonl") for n in FILES)
+    config = DataConfig(train=files, length=512, batch_size=4, balance=BalanceConfig(("persona",)))
+    with Batches(config, tokenizer, personas) as batches:
+        places = [after for _, after in batches.balance.values()]
+        groups = Counter[int]()
+        for batch in islice(batches, 60):
+            for row, segments in zip(batch["group"], batch["segments"], strict=True):
+                groups.update(row[segments == s][0] for s in range(1, segments.max() + 1))
+    assert len(set(places)) == 1 and batches.examples == sum(places)
+    shares = np.array([groups[g] for g in range(3)]) / groups.total()
+    np.testing.assert_allclose(shares, 1 / 3, atol=4 * np.sqrt(2 / 9 / groups.total()) + 0.02)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from pyarrow import parquet
 
 from abi_jax.data import Record, read_records
 from abi_jax.data.readers import BATCH, read_values
 from abi_jax.errors import InputError
+
+pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
 
 
 def chat(number: int, **values: Any) -> dict[str, Any]:
