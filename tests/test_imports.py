@@ -41,7 +41,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 # `config_tree.py` and `config_build.py` belong to `config`, and so on.
 LIGHT = ["abi_jax", "abi_jax.errors", "abi_jax.files", "abi_jax.config"]
-LIGHT += [f"abi_jax.sharding.{name}" for name in ("host_memory", "local", "simulate")]
+LIGHT += [f"abi_jax.sharding.{name}" for name in ("compile_cache", "host_memory", "local", "simulate")]
 HEAVY = ("jax", "flax", "numpy", "torch", "transformers", "orbax", "tensorstore", "matplotlib", "grain")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from abi_jax import __version__
 from abi_jax.cli.shared import simulate
 from abi_jax.errors import InputError, Preempted
+from abi_jax.sharding.compile_cache import compile_cache
 
 VERBS = (
     *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
@@ -73,7 +74,7 @@ def _add_common(parser: argparse.ArgumentParser, as_json: Any, devices: Any) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     options = build_parser().parse_args(arguments)
-    _quiet()
+    _prepare_environment()
     try:
         if options.devices is not None:
             simulate(options.devices)
@@ -114,6 +115,8 @@ def _fail(message: str, as_json: bool) -> int:
     return 2
 
 
-def _quiet() -> None:
+def _prepare_environment() -> None:
+    """Sets what must be set before JAX and transformers are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.update(compile_cache(os.environ))
