@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--backbone", choices=("questions", "dialogues", "roles"), default="questions")
     parser.add_argument("--backbone-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=200, help="of every variant")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of: {'; '.join(VARIANTS)}")
     options = parser.parse_args()
@@ -135,8 +135,8 @@ def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
 def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
     """Trains a variant and measures it; or returns what was measured before."""
     work = base.parent
-    out = work / f"{name.replace(' ', '-')}-{rate:g}-{seed}"
-    result = out.with_suffix(".json")
+    out = work / f"{name.replace(' ', '-')},rate={rate:.2e},seed={seed}"
+    result = out.with_name(out.name + ".json")
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
         return found
