@@ -74,7 +74,7 @@ def losses(work: Path, name: str, seed: int, steps: int) -> dict[str, float]:
     from abi_jax.config import load
     from abi_jax.train.config import TrainConfig
     from abi_jax.train.loop import train
-    from abi_jax.train.selection import read_evaluations
+    from abi_jax.train.report import read_evaluations
 
     out = work / "runs" / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
     settings = (

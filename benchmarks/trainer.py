@@ -77,15 +77,16 @@ def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
     keep_memory()
     from abi_jax.data import DataConfig
     from abi_jax.sharding import MeshConfig
-    from abi_jax.train import feed, loop
+    from abi_jax.train import loop
     from abi_jax.train.config import ModelSection, TrainConfig
+    from abi_jax.train.feed import feed
     from benchmarks.checkpointing import MODEL
 
-    place, times = feed.place_batch, []
+    times = []
 
-    def placed(*args: Any) -> Any:
+    def timed(*args: Any) -> Any:
         times.append(perf_counter())
-        return place(*args)
+        return feed(*args)
 
     out = folder / "ours"
     shutil.rmtree(out, ignore_errors=True)
@@ -99,7 +100,7 @@ def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
         data=DataConfig(train=(str(data),), mode="backbone", length=LENGTH, batch_size=ROWS),
         mesh=MeshConfig(data=1),
     )
-    with patch.object(loop, "place_batch", placed):
+    with patch.object(loop, "feed", timed):
         last = loop.train(config, progress=False)
     seconds = perf_counter() - times[WARM_UP]
     waits = [json.loads(line)["input_wait"] for line in (out / "metrics.jsonl").read_text().splitlines()][1:]

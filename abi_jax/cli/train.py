@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     if jax.process_index() != 0:
         return None
     if not options.json:
-        loss = f"loss {metrics['loss']:.4f}" if metrics else "it was trained already"
-        print(f"{config.out}: step {metrics.get('step', config.steps)}, {loss}")
+        loss = f"loss {metrics['loss']:.4f}" if "loss" in metrics else "it was trained already"
+        best = f"; best step {metrics['best_step']}" if "best_step" in metrics else ""
+        early = ", stopped early" if metrics.get("stopped_early") else ""
+        print(f"{config.out}: step {metrics.get('step', config.steps)}{early}, {loss}{best}")
     return {"out": str(config.out), **metrics}

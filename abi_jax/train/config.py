@@ -56,10 +56,10 @@ class ModelSection:
 class EvaluationConfig:
     """Evaluation on held-out data during a run, and what follows from it.
 
-    every: steps between evaluations (0: none); an evaluated step is saved as well. batches: measure so many at most
+    every: steps between evaluations (0: none); an evaluated step is saved as well. batches: measure on so many at most
     (0: all held-out data). metric: what says which step is best: `loss`, `calibration_error`, or `loss/GROUP`.
     patience: stop after so many evaluations without an improvement of more than `min_delta` (0: never). matrix: measure
-    every voice on every data set, too. select: a finished run speaks with its best step, not with its last.
+    every voice on every data set, too. select: a run speaks with its best step, not with its last.
     """
 
     every: int = 0
@@ -74,8 +74,9 @@ class EvaluationConfig:
         for name in ("every", "batches", "patience", "min_delta"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"evaluation.{name} = {getattr(self, name)}; expected 0 or more")
-        if self.patience and not self.every:
-            raise InputError(f"evaluation.patience = {self.patience} without evaluation.every; expected both")
+        for name in ("patience", "matrix"):
+            if getattr(self, name) and not self.every:
+                raise InputError(f"evaluation.{name} = {getattr(self, name)} without evaluation.every; expected both")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class TrainConfig:
             raise InputError(
                 f"data.batch_size = {self.data.batch_size} does not divide into accumulate = {self.accumulate} parts; "
                 "expected a multiple"
+            )
+        if self.evaluation.matrix and self.data.mode == "backbone":
+            raise InputError(
+                "evaluation.matrix = True with data.mode = backbone, where nobody speaks; expected persona"
             )
         if not self.bias_weight >= 0:
             raise InputError(f"bias_weight = {self.bias_weight}; expected 0 or more")

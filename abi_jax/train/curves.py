@@ -1,17 +1,17 @@
 """The figure of a run: losses by step, of training and of held-out answers."""
 
-import json
 from pathlib import Path
-from typing import Any
+
+from abi_jax.train.report import read_metrics
 
 FIGURE = "curves.png"
 
 
-def draw_curves(metrics: Path, figure: Path) -> None:
-    """Draws what `metrics.jsonl` holds: the loss, its parts by group, and what evaluations found."""
+def draw_curves(metrics: Path, figure: Path, best: int | None = None) -> None:
+    """Draws what `metrics.jsonl` holds: the loss, its parts by group, and what evaluations found; marks a step."""
     from matplotlib.figure import Figure
 
-    records: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    records = read_metrics(metrics)
     steps = [r for r in records if "loss" in r]
     measured = [(r["step"], r["evaluation"]) for r in records if "evaluation" in r]
     drawn = Figure(figsize=(11, 4), layout="constrained")

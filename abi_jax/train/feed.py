@@ -32,6 +32,11 @@ def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.nd
     return {**batch, "mixture": np.pad(batch["mixture"], [(0, 0), (0, 0), (0, missing)])} if missing else batch
 
 
+def feed(run: Run, batch: dict[str, np.ndarray]) -> Arrays:
+    """Puts a batch of the run on its mesh."""
+    return place_batch(pad_personas(batch, run.capacity), run.mesh, run.rules, run.config.data.batch_size)
+
+
 def batch_share(batch_size: int, mesh: Mesh, rules: AxisRules) -> tuple[int, int]:
     """Which rows of a global batch this process feeds to its devices: part `index` of `count` equal parts.
 

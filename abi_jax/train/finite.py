@@ -14,6 +14,10 @@ EVIDENCE = "non-finite.json"
 NAMED = 3
 
 
+class NonFiniteError(InputError):
+    """A loss or a gradient that is not a number."""
+
+
 class FiniteWatch:
     """Holds the metrics of steps until it is cheap to look at them: reading them waits for the devices."""
 
@@ -32,7 +36,7 @@ class FiniteWatch:
         for (step, _, records), found in zip(held, values, strict=True):
             loss, norm = float(found["loss"]), float(found["gradient_norm"])
             if not math.isfinite(loss + norm):
-                raise InputError(self._reason(step, loss, norm, records, saved()))
+                raise NonFiniteError(self._reason(step, loss, norm, records, saved()))
 
     def _reason(self, step: int, loss: float, norm: float, records: tuple[str, ...], saved: int | None) -> str:
         evidence = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "records": list(records)}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from abi_jax.persona import mixture_name, mixture_vector
-from abi_jax.train.feed import open_batches, pad_personas, place_batch
+from abi_jax.train.feed import feed, open_batches
 from abi_jax.train.setup import Run
 from abi_jax.train.step import make_evaluation
 from abi_jax.train.trees import Tree
@@ -45,17 +45,18 @@ class Matrix:
 class MatrixMeter:
     """Measures the base model, every persona and every mixture in the data on the responses of every data set.
 
-    On those held out; with `seen`, on those of training, as many as `SEEN_BATCHES` hold. A voice speaks exactly
-    where the record's own persona would. Used under the run's mesh; the data stay open until `close`.
+    On those held out, on `limit` batches if given; with `seen`, on those of training, as many as `SEEN_BATCHES` hold. A
+    voice speaks exactly where the record's own persona would. Used under the run's mesh; the data stay open until
+    `close`.
     """
 
-    def __init__(self, run: Run, seen: bool = False) -> None:
-        self._run, self._limit = run, SEEN_BATCHES if seen else None
+    def __init__(self, run: Run, seen: bool = False, limit: int | None = None) -> None:
+        self._run, self._limit = run, SEEN_BATCHES if seen else limit
         self._batches = open_batches(run, "train" if seen else "held_out", group_by="dataset")
         names = [p.name for p in run.personas]
         spoken: list[Mapping[str, float]] = [{}, *({name: 1.0} for name in names), *self._batches.mixtures]
         self._voices = {mixture_name(mixture): mixture_vector(mixture, names) for mixture in spoken}
-        self._evaluate = make_evaluation(run.objective(len(self._batches.groups)))
+        self._evaluate = make_evaluation(run.objective(len(self._batches.groups)), run.config.accumulate)
 
     def __call__(self, trained: Tree, frozen: Tree) -> Matrix:
         """Measures these weights."""
@@ -83,7 +84,5 @@ def perplexity_matrix(run: Run, trained: Tree, frozen: Tree, seen: bool = False)
 
 
 def _spoken_by(run: Run, batch: dict[str, np.ndarray], w: np.ndarray) -> dict[str, jax.Array]:
-    assert run.model.persona is not None
     mixture = w * batch["active"][..., None]
-    padded = pad_personas({**batch, "mixture": mixture.astype(np.float32)}, run.model.persona.capacity)
-    return place_batch(padded, run.mesh, run.rules, run.config.data.batch_size)
+    return feed(run, {**batch, "mixture": mixture.astype(np.float32)})

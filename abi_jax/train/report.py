@@ -1,10 +1,12 @@
 """What a run says of itself: progress on standard error, `metrics.jsonl`, TensorBoard."""
 
+import importlib.util
 import json
 import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ class Reporter:
         self._waited = self._apart = 0.0
 
     def waited(self, seconds: float) -> None:
-        """Counts time in which a step waited for its batch."""
+        """Counts time in which the devices had nothing to do because a batch was not there."""
         self._waited += seconds
 
     def __call__(self, step: int, metrics: Mapping[str, jax.Array], epoch: float) -> dict[str, Any]:
@@ -102,8 +104,14 @@ class Reporter:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._speaks:
-            with (self.config.out / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            path = self.config.out / METRICS
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{path}: {error.strerror}; the same command goes on from the last checkpoint"
+                ) from error
         if self._board is not None:
             self._board.write(record)
 
@@ -116,14 +124,32 @@ class Reporter:
             self._board.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; none where there is no such file. What is cut off or damaged is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict) and "step" in record]
+
+
+def read_evaluations(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The evaluations in a `metrics.jsonl`, in order: step, and what was measured."""
+    return [(record["step"], record["evaluation"]) for record in read_metrics(path) if "evaluation" in record]
+
+
+def check_tensorboard() -> None:
+    """Raises `InputError` where metrics cannot be written for TensorBoard; every process asks."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise InputError("tensorboard = true needs tensorboardX; expected abi-jax[tensorboard] installed")
+
+
 class _Board:
     """Metrics for TensorBoard; what an interrupted run wrote after `start` is hidden there."""
 
     def __init__(self, out: Path, start: int) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise InputError("tensorboard = true needs tensorboardX; expected abi-jax[tensorboard] installed") from None
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:

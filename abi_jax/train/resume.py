@@ -14,12 +14,14 @@ from abi_jax.data import Batches
 from abi_jax.errors import InputError
 from abi_jax.files import write_atomically
 from abi_jax.lineage import GENESIS
-from abi_jax.model.directory import ModelDirectory
+from abi_jax.model.directory import BEST, ModelDirectory
 from abi_jax.model.provenance import Provenance
 from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.config import TrainConfig
+from abi_jax.train.finite import EVIDENCE
 from abi_jax.train.optimizer import make_optimizer
-from abi_jax.train.report import METRICS
+from abi_jax.train.report import METRICS, read_metrics
+from abi_jax.train.selection import Selection
 from abi_jax.train.setup import Run
 from abi_jax.train.step import TrainState, abstract_moments, initial_state
 
@@ -105,6 +107,19 @@ def begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainSt
     return TrainState(run.trained, inner, jax.device_put(np.int32(latest), whole)), run.frozen
 
 
+def begin_selection(run: Run, data: str, checkpoints: Checkpoints) -> Selection:
+    """What is known of the best step so far: what the newest checkpoint says, if it is of this metric and data."""
+    latest = checkpoints.latest()
+    before = None if latest is None else checkpoints.position(latest).get(BEST)
+    selection = Selection(run.config.evaluation, data, before)
+    if selection.restarted and run.config.evaluation.every and jax.process_index() == 0:
+        print(
+            f"{run.config.out}: the best step was chosen by another metric or on other data; it is chosen anew",
+            file=sys.stderr,
+        )
+    return selection
+
+
 def open_directory(run: Run, done: int) -> None:
     """Writes what describes a new run; makes one that continues forget what it reported after step `done`."""
     if jax.process_index() != 0:
@@ -115,6 +130,6 @@ def open_directory(run: Run, done: int) -> None:
         (run.config.out / SETTINGS).write_text(dump_yaml(run.config), encoding="utf-8")
     metrics = run.config.out / METRICS
     if metrics.is_file():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-        write_atomically(metrics, "".join(kept))
+        kept = [record for record in read_metrics(metrics) if record["step"] <= done]
+        write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+    (run.config.out / EVIDENCE).unlink(missing_ok=True)

@@ -53,6 +53,11 @@ class Run:
         """Whether the persona terms take part."""
         return self.config.data.mode == "persona"
 
+    @property
+    def capacity(self) -> int:
+        """Width of the persona axis of a batch."""
+        return self.model.persona.capacity if self.model.persona and self.persona_mode else len(self.personas)
+
     def objective(self, groups: int, attributes: int = 0) -> Objective:
         """What is trained, for batches whose `group` and `attribute` indices take so many values."""
         bias_weight = self.config.bias_weight if attributes else 0.0
@@ -157,7 +162,8 @@ def _check_rows(config: TrainConfig, model: ModelConfig, mesh: Mesh, rules: Axis
     if data.length > model.max_length:
         raise InputError(f"data.length = {data.length} is longer than the model's context of {model.max_length} tokens")
     spec = rules.spec(BATCH_AXES, mesh)
-    check_divides((data.batch_size, data.length), BATCH_AXES, spec, mesh, "data.batch_size x data.length")
+    named = "data.batch_size" + (" / accumulate" if config.accumulate > 1 else "")
+    check_divides((data.batch_size // config.accumulate, data.length), BATCH_AXES, spec, mesh, f"{named} x data.length")
 
 
 def _make_room(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from abi_jax.model.weight import merge
 from abi_jax.sharding.context import constrain, everywhere
 from abi_jax.train.objectives import BATCH_AXES, Arrays, group_sums, inputs_of, loss_gap, token_losses, weighted_mean
 from abi_jax.train.trees import Tree, join
+
+Sums = TypeVar("Sums")
 
 
 @jax.tree_util.register_dataclass
@@ -139,14 +141,30 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluation(objective: Objective) -> Callable[[Tree, Tree, Arrays], tuple[jax.Array, jax.Array]]:
+def make_evaluation(
+    objective: Objective, parts: int = 1
+) -> Callable[[Tree, Tree, Arrays], tuple[jax.Array, jax.Array]]:
     """Returns compiled `(trained, frozen, batch) -> (loss sums, token counts)` by group, f32 `[groups]`."""
 
-    def evaluate(trained: Tree, frozen: Tree, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        losses = objective.losses(trained, frozen, batch)
-        return group_sums(losses, batch["weights"], batch["group"], objective.groups)
+    def evaluate(trained: Tree, frozen: Tree, part: Arrays) -> tuple[jax.Array, jax.Array]:
+        losses = objective.losses(trained, frozen, part)
+        return group_sums(losses, part["weights"], part["group"], objective.groups)
 
-    return jax.jit(evaluate)
+    return summed(evaluate, parts)
+
+
+def summed(measure: Callable[[Tree, Tree, Arrays], Sums], parts: int) -> Callable[[Tree, Tree, Arrays], Sums]:
+    """Compiles a function of a batch whose results are sums over its rows, computed in `parts` passes, for memory."""
+
+    def run(trained: Tree, frozen: Tree, batch: Arrays) -> Sums:
+        if parts == 1:
+            return measure(trained, frozen, batch)
+        cut = {name: _parts(x, parts) for name, x in batch.items()}
+        each = jax.lax.map(lambda part: measure(trained, frozen, part), cut)
+        total: Sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), each)
+        return total
+
+    return jax.jit(run)
 
 
 def abstract_moments(params: Tree, optimizer: optax.GradientTransformation) -> tuple[Any, jax.sharding.Sharding]:

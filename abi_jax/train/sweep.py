@@ -8,6 +8,7 @@ runs/sweep/
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +20,12 @@ import jax
 from abi_jax.config import dump_yaml, load
 from abi_jax.errors import InputError
 from abi_jax.files import write_atomically
-from abi_jax.train.config import TrainConfig
+from abi_jax.train.config import EvaluationConfig, TrainConfig
+from abi_jax.train.finite import NonFiniteError
 from abi_jax.train.loop import train
-from abi_jax.train.report import METRICS
-from abi_jax.train.selection import Selection, read_evaluations
+from abi_jax.train.report import METRICS, read_evaluations
+from abi_jax.train.resume import SETTINGS
+from abi_jax.train.selection import metric_of
 
 RESULT, REPORT, FIGURE, REFIT = "result.json", "sweep.json", "sweep.png", "best"
 
@@ -65,6 +68,13 @@ class Sweep:
         every = config.evaluation.every or config.steps
         return replace(config, evaluation=replace(config.evaluation, every=every))
 
+    def refit(self, trial: "Trial") -> TrainConfig:
+        """The run of a trial's setting on everything, for as many steps as its best took on average."""
+        config = self.config(trial.settings, None, self.out / REFIT)
+        data = replace(config.data, held_out=0, evaluate=())
+        steps = max(1, round(statistics.fmean(trial.steps)))
+        return replace(config, data=data, evaluation=EvaluationConfig(), steps=steps)
+
     def name(self, settings: dict[str, str]) -> str:
         """The folder of a setting."""
         said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()) or "as-is"
@@ -76,8 +86,9 @@ def run_sweep(
 ) -> list[Trial]:
     """Runs what is missing, writes `sweep.json` and the figure, and returns the trials, the best first.
 
-    refit: train the best setting once more, on all folds, in `out`/best. Raises `InputError` for settings that are
-    not a configuration before anything runs.
+    A trial whose loss is no number counts as infinitely bad. refit: train the best setting once more in `out`/best, on
+    everything, held-out data too, for as many steps as its trials' best took on average. Raises `InputError` for
+    settings that are not a configuration before anything runs.
     """
     settings = sweep.settings()
     if len({sweep.name(s) for s in settings}) < len(settings):
@@ -90,19 +101,38 @@ def run_sweep(
         for config in configs:
             tell(f"[{number}/{len(plan)}] {config.out}")
             found.append(_result(config, progress))
-            tell(f"[{number}/{len(plan)}] {config.evaluation.metric} {found[-1][0]:.4f} at step {found[-1][1]}")
+            value, step = found[-1]
+            said = f"{value:.4f} at step {step}" if math.isfinite(value) else "not a number"
+            tell(f"[{number}/{len(plan)}] {config.evaluation.metric} {said}")
         values, steps = zip(*found, strict=True)
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        whole = len(values) > 1 and all(map(math.isfinite, values))
+        deviation = statistics.stdev(values) if whole else 0.0
         trials.append(Trial(setting, values, steps, statistics.fmean(values), deviation))
     trials.sort(key=lambda trial: trial.mean)
     if jax.process_index() == 0:
-        report = {"metric": plan[0][1][0].evaluation.metric, "folds": sweep.folds, "trials": list(map(asdict, trials))}
+        metric, told = plan[0][1][0].evaluation.metric, [_plain(asdict(trial)) for trial in trials]
+        report = {"metric": metric, "folds": sweep.folds, "trials": told}
         write_atomically(sweep.out / REPORT, json.dumps(report, indent=1) + "\n")
         _draw(report, sweep.out / FIGURE)
-    if refit:
-        tell(f"training {sweep.name(trials[0].settings)} on all data: {sweep.out / REFIT}")
-        train(sweep.config(trials[0].settings, None, sweep.out / REFIT), progress)
+    if refit and math.isfinite(trials[0].mean):
+        config = sweep.refit(trials[0])
+        tell(f"training {sweep.name(trials[0].settings)} on everything for {config.steps} steps: {config.out}")
+        _check_same(config)
+        train(config, progress)
     return trials
+
+
+def _check_same(config: TrainConfig) -> None:
+    """Raises `InputError` where the directory of a trial holds the run of another configuration."""
+    path = config.out / SETTINGS
+    if path.is_file() and load(TrainConfig, path, env={}) != config:
+        raise InputError(f"{str(config.out)!r} holds a run of another configuration; expected another --out")
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Without infinity, which JSON does not have."""
+    keep = {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in value.items()}
+    return keep | {"values": [v if math.isfinite(v) else None for v in value["values"]]}
 
 
 def _place(sweep: Sweep, settings: dict[str, str], fold: int | None) -> Path:
@@ -116,15 +146,20 @@ def _result(config: TrainConfig, progress: bool) -> tuple[float, int]:
     if path.is_file():
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if told["config"] == said:
-            return told["value"], told["step"]
+            return math.inf if told["value"] is None else told["value"], told["step"]
         raise InputError(f"{str(config.out)!r} holds a trial with another configuration; expected another --out")
-    train(config, progress)
-    best = Selection(config.evaluation, read_evaluations(config.out / METRICS)).best
-    if best is None:
-        raise InputError(f"{str(config.out)!r} was not evaluated; expected held-out data")
+    _check_same(config)
+    try:
+        train(config, progress)
+        found = read_evaluations(config.out / METRICS)
+        value, step = min((metric_of(config.evaluation.metric, measured), step) for step, measured in found)
+    except NonFiniteError:
+        value, step = math.inf, 0
     if jax.process_index() == 0:
-        write_atomically(path, json.dumps({"value": best.value, "step": best.step, "config": said}) + "\n")
-    return best.value, best.step
+        config.out.mkdir(parents=True, exist_ok=True)
+        told = {"value": value if math.isfinite(value) else None, "step": step, "config": said}
+        write_atomically(path, json.dumps(told) + "\n")
+    return value, step
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
@@ -134,6 +169,8 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.4 * len(trials)), layout="constrained")
     axes = figure.subplots()
     for at, trial in enumerate(trials):
+        if trial["mean"] is None:
+            continue
         axes.plot(trial["values"], [at] * len(trial["values"]), ".", color="0.6")
         axes.errorbar(trial["mean"], at, xerr=trial["deviation"], fmt="o", capsize=3)
     names = [", ".join(f"{key}={value}" for key, value in trial["settings"].items()) or "as is" for trial in trials]

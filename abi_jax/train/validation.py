@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abi_jax.errors import InputError
 from abi_jax.model.weight import merge
-from abi_jax.train.feed import open_batches, pad_personas, place_batch
+from abi_jax.train.feed import feed, open_batches
 from abi_jax.train.matrix import MatrixMeter
 from abi_jax.train.objectives import Arrays, cross_entropy, group_sums, inputs_of
+from abi_jax.train.selection import check_metric
 from abi_jax.train.setup import Run
-from abi_jax.train.step import Objective
+from abi_jax.train.step import Objective, summed
 from abi_jax.train.trees import Tree, join
 
 BINS = 15
@@ -25,23 +27,34 @@ class Validation:
     """Measures weights on the held-out data of a run, under its mesh; the data stay open until it is left."""
 
     def __init__(self, run: Run) -> None:
+        """Raises `InputError` where there is no held-out data, or no such metric as the run is to follow."""
         self._run, self._config = run, run.config.evaluation
         self._batches = open_batches(run, "held_out")
-        self._measure = make_measure(run.objective(len(self._batches.groups)))
-        self._matrix = MatrixMeter(run) if self._config.matrix and run.persona_mode else None
+        check_metric(self._config.metric, self._batches.groups)
+        self._measure = make_measure(run.objective(len(self._batches.groups)), run.config.accumulate)
+        self._matrix = MatrixMeter(run, limit=self._config.batches or None) if self._config.matrix else None
+
+    @property
+    def data(self) -> str:
+        """A digest of what is measured on."""
+        digest: str = self._batches.get_state()["data"]
+        return f"{digest[:16]} {self._config.batches}"
 
     def __call__(self, trained: Tree, frozen: Tree) -> dict[str, Any]:
-        """Returns loss (nats a token), perplexity, accuracy, calibration error, loss by group, and the matrix."""
+        """Returns loss (nats a token), perplexity, accuracy, calibration error, loss by group, and the matrix.
+
+        Raises `InputError` where no held-out token counts.
+        """
         run, batches = self._run, self._batches
         batches.restart()
-        capacity = run.model.persona.capacity if run.model.persona and run.persona_mode else len(run.personas)
         sums: Any = None
         for batch in islice(batches, self._config.batches or None):
-            placed = place_batch(pad_personas(batch, capacity), run.mesh, run.rules, run.config.data.batch_size)
-            found = jax.device_get(self._measure(trained, frozen, placed))
+            found = jax.device_get(self._measure(trained, frozen, feed(run, batch)))
             found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
             sums = found if sums is None else jax.tree.map(np.add, sums, found)
         losses, counts, bins = sums
+        if not counts.sum():
+            raise InputError("no token of the held-out data counts; expected answers there that a row has room for")
         loss = float(losses.sum() / counts.sum())
         by_group = zip(batches.groups, losses, counts, strict=True)
         measured: dict[str, Any] = {
@@ -55,6 +68,11 @@ class Validation:
             measured["matrix"] = self._matrix(trained, frozen).to_dict()
         return measured
 
+    def rehearse(self, trained: Tree, frozen: Tree) -> None:
+        """Compiles and runs one batch: what fails in an evaluation then fails before a run has anything to lose."""
+        self._batches.restart()
+        jax.block_until_ready(self._measure(trained, frozen, feed(self._run, next(self._batches))))
+
     def __enter__(self) -> "Validation":
         return self
 
@@ -64,19 +82,21 @@ class Validation:
             self._matrix.close()
 
 
-def make_measure(objective: Objective) -> Callable[[Tree, Tree, Arrays], tuple[jax.Array, jax.Array, jax.Array]]:
+def make_measure(
+    objective: Objective, parts: int = 1
+) -> Callable[[Tree, Tree, Arrays], tuple[jax.Array, jax.Array, jax.Array]]:
     """Returns compiled `(trained, frozen, batch) -> (loss sums [groups], token counts [groups], bins [BINS, 3])`."""
 
-    def measure(trained: Tree, frozen: Tree, batch: Arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def measure(trained: Tree, frozen: Tree, part: Arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = merge(objective.graphdef, join(trained, frozen))
-        logits = model(inputs_of(batch, objective.persona, objective.reads, objective.strict))
-        losses = cross_entropy(logits, batch["targets"])
-        sums, counts = group_sums(losses, batch["weights"], batch["group"], objective.groups)
+        logits = model(inputs_of(part, objective.persona, objective.reads, objective.strict))
+        losses = cross_entropy(logits, part["targets"])
+        sums, counts = group_sums(losses, part["weights"], part["group"], objective.groups)
         confidence = jnp.exp(jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
-        correct = jnp.argmax(logits, axis=-1) == batch["targets"]
-        return sums, counts, calibration_bins(confidence, correct, batch["weights"] > 0)
+        correct = jnp.argmax(logits, axis=-1) == part["targets"]
+        return sums, counts, calibration_bins(confidence, correct, part["weights"] > 0)
 
-    return jax.jit(measure)
+    return summed(measure, parts)
 
 
 def calibration_bins(confidence: jax.Array, correct: jax.Array, counted: jax.Array) -> jax.Array:

@@ -32,7 +32,8 @@ def gradient(mode: str, mesh: str, bias: float, parts: int) -> tuple[np.ndarray,
     """Losses and gradient of one batch, computed in parts."""
     run = placed(prepared(mode), mesh_of({"one": ONE, **MESHES}[mesh]))
     objective = replace(run.objective(5), bias_weight=bias, attributes=2)
-    batch = weighted(batches(mode)[0])
+    two = zip(batches(mode)[0].items(), batches(mode)[1].values(), strict=True)
+    batch = weighted({name: np.concatenate([a, b]) for (name, a), b in two})
     with use(run.mesh, run.rules):
         of_run = place_batch(batch, run.mesh, run.rules, len(batch["tokens"]))
         compiled = jax.jit(lambda t, f, b: objective.gradient(t, f, b, parts))
@@ -40,7 +41,7 @@ def gradient(mode: str, mesh: str, bias: float, parts: int) -> tuple[np.ndarray,
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.7])
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, 16])
 @pytest.mark.parametrize("mode", ["backbone", "persona"])
 def test_parts_of_a_batch_give_its_gradient(mode: str, parts: int, bias: float) -> None:
     losses, whole = gradient(mode, "one", bias, 1)
@@ -85,6 +86,9 @@ def test_steps_in_parts_train_the_same_weights() -> None:
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"data.batch_size = 8 does not divide into accumulate = 3 parts"):
         config("backbone", out=tmp_path, accumulate=3)
+    refused = config("backbone", out=tmp_path / "run", accumulate=2, mesh=MESHES["data"])
+    with pytest.raises(InputError, match=r"data.batch_size / accumulate x data.length.* 4 .*8"):
+        train(refused, progress=False)  # every device would compute the rows of all others
     with pytest.raises(InputError, match=r"bias_weight = 0.5 without data.bias_by"):
         TrainConfig(bias_weight=0.5)
 

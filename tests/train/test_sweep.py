@@ -12,7 +12,7 @@ from abi_jax.errors import InputError
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.train import sweep as sweeps
 from abi_jax.train.config import EvaluationConfig
-from abi_jax.train.selection import read_evaluations
+from abi_jax.train.report import read_evaluations
 from abi_jax.train.sweep import Sweep, run_sweep
 from tests.train.tiny import MESHES, config
 

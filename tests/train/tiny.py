@@ -24,7 +24,7 @@ from abi_jax.model.weight import Tree, describe, shardings
 from abi_jax.sharding import AXES, AxisRules, MeshConfig, make_mesh, use
 from abi_jax.train import loop
 from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
-from abi_jax.train.feed import open_batches, pad_personas, place_batch
+from abi_jax.train.feed import feed, open_batches, pad_personas, place_batch
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.setup import Run, prepare
 from abi_jax.train.step import initial_state, make_step
@@ -132,17 +132,17 @@ def single(mode: str) -> Curve:
 @contextmanager
 def counting(after: int, then: Callable[[], None]) -> Iterator[None]:
     """Does something when `after` batches have been trained on, in the training inside."""
-    place, count = place_batch, 0
+    count = 0
 
-    def placed(*args: Any) -> Any:
+    def counted(*args: Any) -> Any:
         nonlocal count
         count += 1
         if count == after + 1:
             then()
-        return place(*args)
+        return feed(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "place_batch", placed)
+        patch.setattr(loop, "feed", counted)
         yield
 
 
