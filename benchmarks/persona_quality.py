@@ -14,6 +14,7 @@ JSON object. What was measured already is taken from `--work`, so that a run tha
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality_data import SETS, TRUSTS, cut_sets, questions, roles
 
-SHAPE: dict[str, Any] = {"capacity": 3, "core_rank": 5}
+SHAPE: dict[str, Any] = {"capacity": 3, "core_rank": 3, "head_rank": 10, "head_bias": True}
 BARE: dict[str, Any] = {"capacity": 3, "mask": False, "injection": False, "head_rank": 0, "core_rank": 0}
 # name -> (changes of the persona's shape, response-only)
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -38,7 +39,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "without masks": (SHAPE | {"mask": False}, True),
     "without injection": (SHAPE | {"injection": False}, True),
     "without gate": (SHAPE | {"gate": False}, True),
-    "without heads": (SHAPE | {"head_rank": 0}, True),
+    "without head bias": (SHAPE | {"head_bias": False}, True),
+    "without heads": (SHAPE | {"head_rank": 0, "head_bias": False}, True),
     "without cores": (SHAPE | {"core_rank": 0}, True),
 }
 ROWS = 12
@@ -137,16 +139,21 @@ def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rat
     work = base.parent
     out = work / f"{name.replace(' ', '-')},rate={rate:.2e},seed={seed}"
     result = out.with_name(out.name + ".json")
+    said = [options.steps, options.backbone_steps, VARIANTS[name], MODEL]
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
+        if found["said"] != json.loads(json.dumps(said)):
+            raise SystemExit(f"{result} was measured with other settings; expected another --work")
         return found
     from abi_jax.data.config import DataConfig
     from abi_jax.model.config import PersonaShape
     from abi_jax.model.weight import count
     from abi_jax.sharding import AxisRules, make_mesh, use
-    from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
+    from abi_jax.train.config import EvaluationConfig, ModelSection, OptimizerConfig, TrainConfig
+    from abi_jax.train.finite import NonFiniteError
     from abi_jax.train.loop import train
     from abi_jax.train.matrix import perplexity_matrix
+    from abi_jax.train.report import read_evaluations
     from abi_jax.train.setup import prepare
 
     shape, response_only = VARIANTS[name]
@@ -168,25 +175,33 @@ def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rat
             batch_size=ROWS,
             seed=seed,
             response_only=response_only,
+            group_by="dataset",
         ),
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=30),
+        evaluation=EvaluationConfig(every=options.steps),
         checkpoint_every=options.steps,
         log_every=50,
     )
-    train(config)
+    found = {"seed": seed, "rate": rate, "said": said}
+    try:
+        train(config, progress=False)
+    except NonFiniteError:
+        found["validation"] = {"mean": math.inf}
+        result.write_text(json.dumps(found))
+        return found
+    losses = read_evaluations(out / "metrics.jsonl")[-1][1]["loss_by_group"]
+    found["validation"] = {"mean": math.exp(statistics.fmean(losses.values()))}
     mesh, rules = make_mesh(config.mesh), AxisRules()
-    found = {"seed": seed, "rate": rate}
     with use(mesh, rules):
         run = prepare(replace(config, model=replace(config.model, init=out)), mesh, rules)
         found["parameters"] = count(run.trained)
-        for part in ("validation", "test"):
-            data_config = replace(config.data, evaluate=files(part))
-            measuring = replace(run, config=replace(run.config, data=data_config))
-            matrix = perplexity_matrix(measuring, run.trained, run.frozen).to_dict()
-            own = {of: matrix[persona][of] for of, persona in sets.items()}
-            mean = statistics.geometric_mean(own.values())
-            best = all(own[of] == min(row[of] for row in matrix.values()) for of in sets)
-            found[part] = {"own": own, "mean": mean, "each_best_on_its_own": best, "matrix": matrix}
+        data_config = replace(config.data, evaluate=files("test"))
+        measuring = replace(run, config=replace(run.config, data=data_config))
+        matrix = perplexity_matrix(measuring, run.trained, run.frozen).to_dict()
+    own = {of: matrix[persona][of] for of, persona in sets.items()}
+    best = all(own[of] == min(row[of] for row in matrix.values()) for of in sets)
+    mean = statistics.geometric_mean(own.values())
+    found["test"] = {"own": own, "mean": mean, "each_best_on_its_own": best, "matrix": matrix}
     shutil.rmtree(out)
     result.write_text(json.dumps(found))
     return found
@@ -199,7 +214,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "parameters": runs[0]["parameters"],
         "base": runs[0]["test"]["matrix"]["base"],
         "own": {of: round(statistics.fmean(r["test"]["own"][of] for r in runs), 4) for of in sets},
-        "spread": {of: round(statistics.pstdev([r["test"]["own"][of] for r in runs]), 4) for of in sets},
+        "deviation": {of: round(statistics.stdev(r["test"]["own"][of] for r in runs), 4) for of in sets},
         "mean": round(statistics.fmean(r["test"]["mean"] for r in runs), 4),
         "each_best_on_its_own": [r["test"]["each_best_on_its_own"] for r in runs],
     }

@@ -186,6 +186,8 @@ class _Fold:
     def heads(self) -> None:
         if "heads.up" not in self.bank:
             return
+        if "heads.bias" in self.bank and self._acts(self.f32("heads.bias")):
+            self.left_out.append("persona heads: their bias over the vocabulary, which the base model has no place for")
         up, down = self.f32("heads.up"), self.f32("heads.down")
         if not self._acts(up):
             return

@@ -104,13 +104,18 @@ class Injection(nnx.Module):
 
 
 class PersonaHeads(nnx.Module):
-    """`h' = h + sum_p pi_p B_p A_p h` with `pi_p` proportional to `w_p exp(r_p . h)`."""
+    """`h' = h + sum_p pi_p B_p A_p h` with `pi_p` proportional to `w_p exp(r_p . h)`.
+
+    With `head_bias` also `logits + sum_p w_p b_p`: which words a persona is fond of, whatever is being said. A change
+    of h reaches them through the head alone, whose columns span few of the vocabulary's dimensions.
+    """
 
     def __init__(self, config: ModelConfig, shape: PersonaShape) -> None:
         D, P, r = config.d_model, shape.capacity, shape.head_rank
         self.route = param((P, D), ("persona", "embed"), "zeros")
         self.down = param((P, r, D), ("persona", "rank", "embed"), scale=D**-0.5)
         self.up = param((P, r, D), ("persona", "rank", "embed"), "zeros")
+        self.bias = param((P, config.vocab_size), ("persona", "vocab"), "zeros") if shape.head_bias else None
 
     def mixture(self, h: jax.Array, w: jax.Array) -> jax.Array:
         """Returns `pi`, f32 `[B, T, P]`: on the simplex, or zero where `w` is zero."""
@@ -247,8 +252,14 @@ class PersonaBank(nnx.Module):
         ]
 
     def logits(self, logits: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
-        """The LM head's output `[B, T, V]` on hidden states `[B, T, D]`, changed by the head's LoRA, if any."""
-        return logits + self.lora["head"].layers()[0](h, w) if "head" in self.lora else logits
+        """The LM head's output `[B, T, V]` on hidden states `[B, T, D]`, with what the bank adds to it."""
+        if self.heads is not None and self.heads.bias is not None:
+            logits += jnp.einsum(
+                "btp,pv->btv", w.astype(logits.dtype), self.heads.bias.get_value().astype(logits.dtype)
+            )
+        if "head" in self.lora:
+            logits += self.lora["head"].layers()[0](h, w)
+        return logits
 
 
 def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:

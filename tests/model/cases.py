@@ -19,7 +19,9 @@ from abi_jax.text.roles import Role
 
 KEY = jax.random.key(0)
 PERSONAS = 4
-SHAPE = PersonaShape(capacity=PERSONAS, mask_lexical=3, injection_rank=2, head_rank=2, core_rank=3, core_mlp=True)
+SHAPE = PersonaShape(
+    capacity=PERSONAS, mask_lexical=3, injection_rank=2, head_rank=2, head_bias=True, core_rank=3, core_mlp=True
+)
 
 # the mixtures of four rows: nobody, one persona, another, three together
 MIXED = np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0.2, 0.5, 0.3, 0]], np.float32)

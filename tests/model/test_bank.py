@@ -117,6 +117,14 @@ def test_lora_folds_whole_for_every_mixture(name: str) -> None:
     check_merge(name, *trained(*imported(name), only_lora), np.array([0.25, 0.75, 0], np.float32))
 
 
+def test_a_bias_over_the_vocabulary_is_named_and_nothing_else_is_lost() -> None:
+    biased = replace(FOLDABLE, head_bias=True)
+    merged = merge_persona(*trained(*imported("llama3"), biased), np.array([0, 1, 0], np.float32))
+    assert merged.left_out == ("persona heads: their bias over the vocabulary, which the base model has no place for",)
+    without = trained(*imported("llama3"), biased, zero=("heads.bias",))
+    check_merge("llama3", *without, np.array([0, 1, 0], np.float32))
+
+
 def test_what_cannot_be_folded_is_named() -> None:
     config, params = trained(*imported("llama2"), SHAPE)
     mixed = merge_persona(config, params, np.array([0.5, 0.5, 0], np.float32))
