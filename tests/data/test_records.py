@@ -115,7 +115,7 @@ def test_data_sets_by_name(write: Write) -> None:
     path = write(GOOD, name="mine.jsonl")
     assert list(resolve(["demo", path])) == ["abbey", "aviva", "abi", "blend", "mine"]
     assert list(resolve(["demo/aviva"])) == ["aviva"]
-    with pytest.raises(InputError, match="both named 'mine'"):
+    with pytest.raises(InputError, match="listed twice"):
         resolve([path, path])
 
 
