@@ -176,7 +176,7 @@ def _duplicates(config: DataConfig, splits: Splits) -> Tally:
             of = found.setdefault(name, Counter({"exact": 0, "near": 0, "leaked": 0}))
             of.update({reason: counts[reason] for reason in ("exact", "near", "leaked")})
         if config.duplicates == "keep":
-            reasons = find_duplicates(side.records, against, config.similarity)
+            reasons = find_duplicates(side.records, against, config.similarity, config.mode == "persona")
             for record, reason in zip(side.records, reasons, strict=True):
                 if reason is not None:
                     found[record.dataset][reason] += 1
