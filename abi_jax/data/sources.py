@@ -59,9 +59,7 @@ def resolve(sources: Sequence[str]) -> Files:
                 raise InputError(f"data file {str(path)!r} is listed twice; expected every file once")
             if held and (part.number is None or part.family != parts[part.name][0].family):
                 one = next(iter(held.values()))
-                raise InputError(
-                    f"data sets {str(one)!r} and {str(path)!r} are both named {part.name!r}; rename one"
-                )
+                raise InputError(f"data sets {str(one)!r} and {str(path)!r} are both named {part.name!r}; rename one")
             held[path.resolve()] = path
             parts.setdefault(part.name, []).append(part)
             if path != Path(source).expanduser():

@@ -275,7 +275,9 @@ def test_maps_read_as_objects(tmp_path: Path) -> None:
     assert records(tmp_path / "chats.parquet")[0].labels == {"SH": 1, "V": 0}
 
 
-@pytest.mark.parametrize(("kind", "key", "name"), [("int64", 7, "7"), ("binary", b"k", "k"), ("date32", 0, "1970-01-01")])
+@pytest.mark.parametrize(
+    ("kind", "key", "name"), [("int64", 7, "7"), ("binary", b"k", "k"), ("date32", 0, "1970-01-01")]
+)
 def test_keys_of_maps_are_text(kind: str, key: Any, name: str, tmp_path: Path) -> None:
     column = pyarrow.array([[(key, "old")]], pyarrow.map_(getattr(pyarrow, kind)(), pyarrow.string()))
     table = pyarrow.Table.from_pylist([chat(1)]).append_column("attributes", column)
