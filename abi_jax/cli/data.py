@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def report(found: "Inspection") -> Iterator[str]:
     """Yields the lines of the report."""
     left = f"{found.total('records'):,} records, {found.total('examples'):,} examples"
-    yield f"{', '.join(found.config.train)}: {left}, {found.total('held_out'):,} records held out"
+    yield f"{_shortened(', '.join(found.config.train))}: {left}, {found.total('held_out'):,} records held out"
     yield ""
     yield from _table("data set", _by_dataset(found))
     for key, counts in found.counts.items():
@@ -115,7 +115,7 @@ def report(found: "Inspection") -> Iterator[str]:
     yield from _about_trouble(found)
     for sample in found.samples:
         yield ""
-        yield " | ".join(str(v) for v in (sample["where"], sample["persona"], sample["aspect"]) if v)
+        yield _shortened(" | ".join(str(v) for v in (sample["where"], sample["persona"], sample["aspect"]) if v))
         yield from (f"  {role:<9} {_shortened(text)}" for role, text in sample["parts"])
 
 
@@ -152,7 +152,8 @@ def _about_trouble(found: "Inspection") -> Iterator[str]:
         yield f"duplicates: {counted} ({kept}; leaked: as what is held out)"
     if found.bad:
         yield ""
-        yield f"bad records: {found.total('skipped'):,} malformed"
+        unrendered = f", {found.unrendered:,} examples that cannot be rendered" if found.unrendered else ""
+        yield f"bad records: {found.total('skipped'):,} malformed{unrendered}"
         yield from (f"  {_shortened(reason, 160)}" for reason in found.bad)
 
 
@@ -160,9 +161,9 @@ def _table(title: str, rows: Mapping[str, Mapping[str, int]], bar: str | None = 
     """Columns of numbers, at most `SHOWN` rows, and a bar for the share that one column has."""
     shown = dict(list(rows.items())[:SHOWN])
     columns = list(next(iter(rows.values()), {}))
-    first = max(len(title), *(min(len(name), WIDTH) for name in shown)) + 2
+    first = max(min(len(title), WIDTH), *(min(len(name), WIDTH) for name in shown)) + 2
     widths = {c: max(len(c), *(len(f"{row[c]:,}") for row in shown.values())) + 2 for c in columns}
-    yield title.ljust(first) + "".join(c.replace("_", " ").rjust(w) for c, w in widths.items())
+    yield _shortened(title, WIDTH).ljust(first) + "".join(c.replace("_", " ").rjust(w) for c, w in widths.items())
     total = sum(row[bar] for row in rows.values()) if bar else 0
     for name, row in shown.items():
         line = _shortened(name, WIDTH).ljust(first) + "".join(f"{row[c]:,}".rjust(w) for c, w in widths.items())
@@ -175,5 +176,6 @@ def _table(title: str, rows: Mapping[str, Mapping[str, int]], bar: str | None = 
 
 
 def _shortened(text: str, width: int = 220) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
+    from abi_jax.data.clean import one_line
+
+    return one_line(text, width)

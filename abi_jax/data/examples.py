@@ -15,8 +15,9 @@ from abi_jax.text.chat import Rendered, render
 from abi_jax.text.tokenizer import Tokenizer
 
 MIXED, BASE = "mixed", "base"
-# Tokens of the examples that are kept for the next epoch, some 25 bytes each.
-KEPT_TOKENS = 1 << 23
+# Tokens of the examples that are kept for the next epoch, 13 bytes each. The 1.4 KB that an example takes besides
+# count as so many more.
+KEPT_TOKENS, OVERHEAD_TOKENS = 1 << 23, 108
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,12 @@ class ExampleSource:
         return self.groups.index(whole[0] if whole else MIXED if record.mixture else BASE)
 
     def _attribute(self, record: Record) -> int:
-        value = record.attributes.get(self._config.bias_by)
+        value = record.attributes.get(self._config.bias_by) if self._config.bias_by else None
         return 0 if value is None else self._numbers[str(value)]
 
 
 class _Kept:
-    """The results used last, of no more than `tokens` in all. For several threads."""
+    """The results used last, of no more than `tokens` in all, overhead counted. For several threads."""
 
     def __init__(self, tokens: int) -> None:
         self._room = tokens
@@ -166,9 +167,9 @@ class _Kept:
                 self._held.move_to_end(at)
                 return self._held[at]
             made = self._held[at] = make(at)
-            self._room -= len(made)
+            self._room -= len(made) + OVERHEAD_TOKENS
             while self._room < 0 and len(self._held) > 1:
-                self._room += len(self._held.popitem(last=False)[1])
+                self._room += len(self._held.popitem(last=False)[1]) + OVERHEAD_TOKENS
             return made
 
 

@@ -13,7 +13,7 @@ from abi_jax.data.balance import NONE, Balanced, group_names, value_of
 from abi_jax.data.config import ATTRIBUTES, DataConfig
 from abi_jax.data.duplicates import find_duplicates
 from abi_jax.data.examples import Example, ExampleSource, answers
-from abi_jax.data.hashing import permutation
+from abi_jax.data.hashing import mixed, permutation
 from abi_jax.data.packing import RowPacker
 from abi_jax.data.progress import watched
 from abi_jax.data.records import KEPT_REASONS, Record, Tally
@@ -24,7 +24,7 @@ from abi_jax.text.roles import Role
 from abi_jax.text.tokenizer import Tokenizer
 
 STEPS = ("read", "skipped", "cleaned", "exact", "near", "leaked")
-ENOUGH_ROWS, MOST_EPOCHS = 200, 20
+ENOUGH_ROWS, MOST_EPOCHS, MOST_PLACES = 200, 20, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Inspection:
 
     steps: data set -> step -> records, as in `Splits`, with "held_out", "records" and "examples" that are left.
     counts: `persona`, `aspect`, `attributes.NAME` -> value -> (records, examples). duplicates: data set -> reason ->
-    records that are, or would be, left out. balance: group -> (examples, places in an epoch). samples: parts of
+    records that are, or would be, left out. bad: why records are malformed, or examples cannot be rendered, of which
+    there are `unrendered`. balance: group -> (examples, places in an epoch). samples: parts of
     some examples, (role, text).
     """
 
@@ -67,6 +68,7 @@ class Inspection:
     lengths: Lengths
     duplicates: Tally
     bad: tuple[str, ...]
+    unrendered: int
     balance: dict[str, tuple[int, int]]
     samples: list[dict[str, Any]]
 
@@ -87,6 +89,7 @@ class Inspection:
             "rows": self.lengths.rows,
             "duplicates": {name: dict(counts) for name, counts in self.duplicates.items()},
             "bad": list(self.bad),
+            "unrendered": self.unrendered,
             "balance": {name: {"before": n, "after": m} for name, (n, m) in self.balance.items()},
             "samples": self.samples,
         }
@@ -109,14 +112,14 @@ def inspect(
     records = [*train, *splits.held_out.records]
     pairs = [(record, answer) for record in records for answer in answers(record, config.mode)]
     of_train = sum(len(answers(record, config.mode)) for record in train)
-    balance, order = _balanced(config, [record for record, _ in pairs[:of_train]])
+    balanced = _balanced(config, [record for record, _ in pairs[:of_train]])
+    bad: list[str] = []
     if tokenizer is None:
-        bad: list[str] = []
         lengths = _in_words(pairs)
         shown = [(record, _turns(record, answer)) for record, answer in _chosen(pairs, samples, config.seed)]
     else:
         source = ExampleSource(records, config, tokenizer, personas or ())
-        lengths, bad = _in_tokens(config, source, order)
+        lengths, bad = _in_tokens(config, source, _epoch(balanced, of_train), len(balanced or range(of_train)))
         chosen = _chosen([(record, at) for at, (record, _) in enumerate(pairs)], samples, config.seed)
         shown = [(record, _parts(source, at, tokenizer)) for record, at in chosen]
     reasons = [*splits.train.reasons, *(splits.held_out.reasons if config.evaluate else ()), *bad]
@@ -127,7 +130,8 @@ def inspect(
         lengths=lengths,
         duplicates=_duplicates(config, splits),
         bad=tuple(reasons[:KEPT_REASONS]),
-        balance=balance,
+        unrendered=len(bad),
+        balance={} if balanced is None else {name: (n, balanced.after[name]) for name, n in balanced.before.items()},
         samples=[
             {"where": r.where, **{key: value_of(r, key) for key in ("persona", "aspect")}, "parts": parts}
             for r, parts in shown
@@ -159,7 +163,8 @@ def _counts(records: Sequence[Record], mode: str) -> dict[str, dict[str, tuple[i
         of_records: Counter[str] = Counter()
         of_examples: Counter[str] = Counter()
         for record in records:
-            value = value_of(record, key) or NONE
+            found_value = value_of(record, key)
+            value = NONE if found_value is None else found_value
             of_records[value] += 1
             of_examples[value] += len(answers(record, mode))
         if key == "persona" or set(of_records) != {NONE}:
@@ -176,21 +181,28 @@ def _duplicates(config: DataConfig, splits: Splits) -> Tally:
             of = found.setdefault(name, Counter({"exact": 0, "near": 0, "leaked": 0}))
             of.update({reason: counts[reason] for reason in ("exact", "near", "leaked")})
         if config.duplicates == "keep":
-            reasons = find_duplicates(side.records, against, config.similarity)
+            reasons = find_duplicates(side.records, against, config.similarity, config.mode == "persona")
             for record, reason in zip(side.records, reasons, strict=True):
                 if reason is not None:
                     found[record.dataset][reason] += 1
     return found
 
 
-def _balanced(config: DataConfig, records: Sequence[Record]) -> tuple[dict[str, tuple[int, int]], np.ndarray]:
-    """The groups' sizes before and after balancing, and the examples of an epoch, int64."""
+def _balanced(config: DataConfig, records: Sequence[Record]) -> Balanced | None:
+    """The balanced numbers of the records, one for every example; None where nothing is balanced."""
     if not config.balance.by or not records:
-        return {}, np.arange(len(records))
+        return None
     names = group_names(records, config.balance.by)
-    balanced = Balanced(grain.MapDataset.range(len(records)), names, config.balance, config.seed)
-    sizes = {name: (n, balanced.after[name]) for name, n in balanced.before.items()}
-    return sizes, np.array([balanced[at] for at in range(len(balanced))])
+    return Balanced(grain.MapDataset.range(len(records)), names, config.balance, config.seed)
+
+
+def _epoch(balanced: Balanced | None, examples: int) -> np.ndarray:
+    """The examples of an epoch, int64; of a large balanced one, `MOST_PLACES` drawn from it."""
+    if balanced is None:
+        return np.arange(examples)
+    size = len(balanced)
+    places = range(size) if size <= MOST_PLACES else mixed(np.arange(MOST_PLACES, dtype=np.uint64)) % np.uint64(size)
+    return np.array([balanced[int(at)] for at in places])
 
 
 def _in_words(pairs: Sequence[tuple[Record, int]]) -> Lengths:
@@ -198,8 +210,8 @@ def _in_words(pairs: Sequence[tuple[Record, int]]) -> Lengths:
     return Lengths("words", np.array(sizes, np.int32), *_datasets([record for record, _ in pairs]))
 
 
-def _in_tokens(config: DataConfig, source: ExampleSource, order: np.ndarray) -> tuple[Lengths, list[str]]:
-    """The lengths, and why some examples cannot be rendered."""
+def _in_tokens(config: DataConfig, source: ExampleSource, order: np.ndarray, places: int) -> tuple[Lengths, list[str]]:
+    """The lengths, and why some examples cannot be rendered; `order` stands for the `places` of an epoch."""
     sizes, full = np.zeros((2, len(source)), np.int32)
     bad: list[str] = []
     for at in watched(range(len(source)), "tokenising", len(source)):
@@ -211,14 +223,16 @@ def _in_tokens(config: DataConfig, source: ExampleSource, order: np.ndarray) -> 
         sizes[at] = len(example)
         full[at] = source.full_length(at) if example.cuts else sizes[at]
     usable = sizes > 0
-    filled, rows = _packed(config, sizes, order[usable[order]])
+    filled, rows = _packed(config, sizes, order[usable[order]], places / max(len(order), 1))
     cut = {name: n for name, n in source.counts.items() if name != "examples"}
     datasets, names = _datasets([source.record_of(at) for at in range(len(source))])
     return Lengths("tokens", full[usable], datasets[usable], names, cut, filled, rows), bad
 
 
-def _packed(config: DataConfig, sizes: np.ndarray, order: np.ndarray) -> tuple[float | None, float | None]:
-    """How full one stream's rows are, and how many of them an epoch makes."""
+def _packed(
+    config: DataConfig, sizes: np.ndarray, order: np.ndarray, scale: float
+) -> tuple[float | None, float | None]:
+    """How full one stream's rows are, and how many of them an epoch makes that is `scale` times `order`."""
     packer = RowPacker(config.length, config.open_rows)
     closed = tokens = epochs = 0
     while len(order) and closed < ENOUGH_ROWS and epochs < MOST_EPOCHS:
@@ -232,7 +246,7 @@ def _packed(config: DataConfig, sizes: np.ndarray, order: np.ndarray) -> tuple[f
     if not closed:
         return None, None
     filled = tokens / (closed * config.length)
-    return round(filled, 4), round(float(sizes[order].sum()) / (filled * config.length), 1)
+    return round(filled, 4), round(scale * float(sizes[order].sum()) / (filled * config.length), 1)
 
 
 def _datasets(records: Sequence[Record]) -> tuple[np.ndarray, tuple[str, ...]]:

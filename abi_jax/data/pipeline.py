@@ -33,7 +33,7 @@ State = dict[str, Any]
 # Settings that a saved position only makes sense with.
 BINDING = (
     *("mode", "length", "batch_size", "response_only", "held_out", "folds", "fold"),
-    *("balance", "bias_by", "seed", "open_rows"),
+    *("balance", "group_by", "bias_by", "seed", "open_rows"),
 )
 # A batch, and where the records in it were read.
 Item = tuple[Batch, tuple[str, ...]]

@@ -66,7 +66,7 @@ def _read_parquet(path: Path) -> Iterator[Located]:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             columns = _columns(path, file.schema_arrow.names)
             yield from _rows(path, file.iter_batches(BATCH, columns=columns))
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from None
 
 
@@ -94,17 +94,18 @@ def _read_stream(path: Path) -> Iterator[Located]:
         with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
             columns = _columns(path, stream.schema.names)
             yield from _rows(path, (batch.select(columns) for batch in stream))
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from None
 
 
 def _rows(path: Path, batches: Iterator[Any]) -> Iterator[Located]:
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # a damaged offset would end the interpreter
         for start in range(0, batch.num_rows, BATCH):
             try:
                 rows = batch.slice(start, BATCH).to_pylist(maps_as_pydicts="strict")
-            except (UnicodeDecodeError, KeyError) as error:
+            except (ValueError, OverflowError, KeyError) as error:
                 first = number + 1
                 raise _unreadable(path, f"rows {first} to {first + BATCH}: {error}") from None
             for row in rows:
@@ -113,10 +114,14 @@ def _rows(path: Path, batches: Iterator[Any]) -> Iterator[Located]:
 
 
 def _present(value: Any) -> Any:
-    """Leaves out what is null: a column must be there for every row, a key need not."""
+    """Leaves out what is null: a column must be there for every row, a key need not. Keys of maps become text."""
     if isinstance(value, dict):
-        return {name: _present(v) for name, v in value.items() if v is not None}
+        return {_key(name): _present(v) for name, v in value.items() if v is not None}
     return [_present(v) for v in value] if isinstance(value, list) else value
+
+
+def _key(name: Any) -> str:
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[str]:

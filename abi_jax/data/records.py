@@ -20,6 +20,7 @@ from abi_jax.data.readers import Value, read_values
 from abi_jax.errors import InputError
 from abi_jax.persona import check_mixture, mixture_name
 from abi_jax.text.chat import half_character, split_turns
+from abi_jax.text.layout import BREAK, PROBE
 
 # How many reasons of skipped records are kept word for word.
 KEPT_REASONS = 20
@@ -184,7 +185,8 @@ def _record(
     else:
         messages = _messages(value, "messages")
     for at, message in enumerate(messages):
-        if not message["content"].strip():
+        # Rendering leaves out its own two characters.
+        if not message["content"].replace(BREAK, "").replace(PROBE, "").strip():
             raise InputError(f"message {at} ({message['role']}): content is empty; expected text")
     system, turns = split_turns(messages)
     if turns[-1]["role"] == "user":
@@ -225,7 +227,10 @@ def _mixture(value: dict[str, Any]) -> dict[str, float]:
         isinstance(w, (int, float)) and not isinstance(w, bool) for w in mixture.values()
     ):
         raise InputError(f"mixture is {_show(mixture)}; expected an object of persona names and numbers")
-    return {name: float(weight) for name, weight in mixture.items()}
+    try:
+        return {name: float(weight) for name, weight in mixture.items()}
+    except OverflowError:
+        raise InputError("mixture has a weight too large to be a number of it; expected numbers from 0 to 1") from None
 
 
 def _messages(value: dict[str, Any], key: str) -> list[dict[str, str]]:

@@ -89,7 +89,8 @@ def _distinct(config: DataConfig, side: Records, held_out: Sequence[Record] = ()
     """The side without its duplicates, which are counted."""
     if config.duplicates == "keep":
         return side
-    reasons = find_duplicates(side.records, held_out, config.similarity if config.duplicates == "near" else None)
+    similarity = config.similarity if config.duplicates == "near" else None
+    reasons = find_duplicates(side.records, held_out, similarity, by_voice=config.mode == "persona")
     tally = {name: counts.copy() for name, counts in side.tally.items()}
     for record, reason in zip(side.records, reasons, strict=True):
         if reason is not None:

@@ -35,6 +35,15 @@ def test_the_report(tmp_path: Path, abi: Abi) -> None:
     assert lines[-1] == "figure: runs/data.png" and (tmp_path / "runs/data.png").stat().st_size > 10_000
 
 
+def test_the_terminal_obeys_nothing_in_the_data(tmp_path: Path, abi: Abi) -> None:
+    odd = {"persona": "ab\x1b[31mbey", "aspect": "\x1b]0;title\x07", "attributes": {"\x1b[2J": "\u202e"}}
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "\x1b[1mbold\x9b"}]
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"messages": turns} | odd) + "\n")
+    shown = abi("data", "inspect", "odd.jsonl", "--set", "data.held_out=0", "--figure", "none")
+    assert shown.status == 0 and "response \ufffd[1mbold\ufffd" in " ".join(shown.out.split())
+    assert all(c.isprintable() or c == "\n" for c in shown.out)
+
+
 def test_one_object(tmp_path: Path, abi: Abi) -> None:
     for arguments in (("data", "--json", "inspect"), ("data", "inspect", "--json")):
         report = abi(*arguments, chats(tmp_path), "--figure", "none", "--samples", "1", "--personas", "abbey,aviva")
@@ -73,7 +82,7 @@ def test_bad_input(tmp_path: Path, abi: Abi) -> None:
     for arguments, reason in (
         ((), "nothing to inspect; expected files, 'demo' or --config"),
         (("nowhere.jsonl",), r"'nowhere\.jsonl' does not exist"),
-        (("empty",), r"'empty' .* holds no data"),
+        (("empty",), "'empty' holds no data"),
         (("cut.parquet",), r"'cut\.parquet' cannot be read"),
         ((path, "--tokenizer", tmp_path / "none"), "none' does not exist"),
         ((path, "--personas", "abby"), "'abby'.*nearest: 'abbey'"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abi_jax.data import read_records
-from abi_jax.data.clean import clean_record, clean_text, clean_value
+from abi_jax.data.clean import clean_record, clean_text, clean_value, one_line
 from abi_jax.errors import InputError
 from tests.data.conftest import Write
 
@@ -21,6 +21,8 @@ from tests.data.conftest import Write
         ("a\x00b\x1b[0m\x7f\ufeff", "ab[0m"),
         ("  indented  \n\tcode \t\n\n\n", "  indented\n\tcode"),
         ("\N{WOMAN}\u200d\N{PERSONAL COMPUTER}", "\N{WOMAN}\u200d\N{PERSONAL COMPUTER}"),
+        ("co\u00adop\u200berate\u2060, \u202eevil\u202c \u2067\u200fx\u2069\ufeff", "cooperate, evil x"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
         ("plain", "plain"),
     ],
 )
@@ -40,8 +42,18 @@ def test_cleaning_is_done_once(text: str) -> None:
     )
 
 
+GONE = {"LRM", "RLM", "ALM", "LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+WIDTHLESS = {"ZERO WIDTH SPACE", "ZERO WIDTH NO-BREAK SPACE", "WORD JOINER", "SOFT HYPHEN"}
+
+
 def _visible(text: str) -> list[str]:
-    return [c for c in text if (unicodedata.category(c) != "Cc" and c != "\ufeff") or c in "\n\t\r\v\f\x85"]
+    gone = {unicodedata.lookup(name) for name in WIDTHLESS} | {unicodedata.lookup(name) for name in GONE}
+    return [c for c in text if (unicodedata.category(c) != "Cc" and c not in gone) or c in "\n\t\r\v\f\x85"]
+
+
+def test_what_is_shown_tells_a_terminal_nothing() -> None:
+    assert one_line("a\x1b[31m b\n\tc\x9b\u202e", 20) == "a\ufffd[31m b c\ufffd\ufffd"
+    assert one_line("word " * 9, 10) == "word wo..."
 
 
 def test_every_text_of_a_value_is_cleaned_and_nothing_else() -> None:

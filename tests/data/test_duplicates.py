@@ -101,6 +101,41 @@ def test_texts_of_one_template_are_told_apart_without_comparing_all(monkeypatch:
     assert compared < 50
 
 
+def test_texts_a_sixth_of_which_is_their_own_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """14 % of the words are a text's own, so J is 0.75, and all are in one bucket or another."""
+    monkeypatch.setattr(duplicates, "CROWD", 4)
+    frame = " ".join(f"same{n}" for n in range(80))
+    texts = [f"{frame} " + " ".join(f"own{n}x{k}" for k in range(13)) for n in range(300)]
+    texts[200] = texts[100] + " please"
+    compared = 0
+
+    def counted(a: np.ndarray, b: np.ndarray) -> float:
+        nonlocal compared
+        compared += 1
+        return jaccard(a, b)
+
+    monkeypatch.setattr(duplicates, "jaccard", counted)
+    reasons = find_duplicates([say(text) for text in texts], similarity=0.8)
+    assert [n for n, reason in enumerate(reasons) if reason] == [200]
+    assert compared < 50
+
+
+def test_pairs_that_reject_different_answers_are_different() -> None:
+    tale = " ".join(f"word{n}" for n in range(60))
+    other = " ".join(f"none{n}" for n in range(9))
+    pairs = [dataclasses.replace(say(tale), rejected=r) for r in ("No.", other, f"{other} at all", None)]
+    assert find_duplicates(pairs) == [None] * 4
+    assert find_duplicates(pairs, similarity=0.6) == [None, None, "near", None]
+
+
+def test_a_backbone_does_not_hear_who_speaks() -> None:
+    tale = " ".join(f"word{n}" for n in range(60))
+    one, two, near = say(tale), say(tale, persona="abi"), say(tale + " again", persona="aviva")
+    assert find_duplicates([two, near], [one], 0.8) == [None, None]
+    assert find_duplicates([two, near], [one], 0.8, by_voice=False) == ["leaked", "leaked"]
+    assert find_duplicates([one, two, near], similarity=0.8, by_voice=False) == [None, "exact", "near"]
+
+
 def test_planted_edits_of_long_texts() -> None:
     """One word in `w` replaced: the similarity is known, and so is who goes."""
     rng = np.random.default_rng(0)

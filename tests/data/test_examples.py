@@ -114,6 +114,7 @@ def test_examples_are_kept_up_to_a_number_of_tokens(
 ) -> None:
     records = [talk("question", "word " * 20)] * 10
     size = len(make(records[0], tokenizer, personas)[0])
+    size += examples.OVERHEAD_TOKENS
     monkeypatch.setattr(examples, "KEPT_TOKENS", 3 * size + size // 2)
     source = ExampleSource(records, DataConfig(), tokenizer, personas)
     first = [source[i] for i in range(10)]
@@ -125,6 +126,11 @@ def test_examples_are_kept_up_to_a_number_of_tokens(
     monkeypatch.setattr(examples, "KEPT_TOKENS", 0)
     alone = ExampleSource(records, DataConfig(), tokenizer, personas)
     assert alone[0] is alone[0]
+
+
+def test_an_attribute_without_a_name_is_no_group(tokenizer: Tokenizer, personas: P3) -> None:
+    (example,) = make(talk("a?", "b", attributes={"": "x"}), tokenizer, personas)
+    assert example.attribute == 0
 
 
 def test_a_record_that_cannot_be_rendered_is_named(tokenizer: Tokenizer, personas: P3) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abi_jax.data import BalanceConfig, Batches, DataConfig
+from abi_jax.data import BalanceConfig, Balanced, Batches, DataConfig, examples
+from abi_jax.data import inspect as module
 from abi_jax.data.figure import draw
 from abi_jax.data.inspect import inspect
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona
 from abi_jax.text import Tokenizer
+from abi_jax.text.chat import Rendered, render
 from tests.data.conftest import Write
 
 P3 = tuple[Persona, ...]
@@ -130,10 +132,52 @@ def test_samples_show_every_persona_with_roles(tokenizer: Tokenizer, path: str) 
     assert [role for role, _ in read][-2:] == ["input", "response"]
 
 
-def test_an_example_that_cannot_be_rendered_is_reported(tokenizer: Tokenizer, write: Write) -> None:
-    path = write(chat("a?", "\ue0ff"), chat("a?", "b"))
+def test_an_example_that_cannot_be_rendered_is_reported(
+    tokenizer: Tokenizer, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some templates refuse what others take."""
+
+    def refusing(tokenizer: Tokenizer, turns: Any, *more: Any) -> Rendered:
+        if turns[-1]["content"] == "refuse me":
+            raise InputError("the chat template refuses")
+        return render(tokenizer, turns, *more)
+
+    monkeypatch.setattr(examples, "render", refusing)
+    path = write(chat("refuse me", "b"), chat("a?", "b"), chat("a?", "\ue0ff"))
     found = inspect(DataConfig(train=(path,), held_out=0), None, tokenizer)
-    assert len(found.lengths.sizes) == 1 and "the response is empty" in found.bad[0]
+    assert len(found.lengths.sizes) == found.unrendered == found.total("skipped") == 1
+    assert "content is empty" in found.bad[0] and "the chat template refuses" in found.bad[1]
+
+
+def test_a_large_balanced_epoch_is_sampled(tokenizer: Tokenizer, personas: P3, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(length=256, open_rows=4, balance=BalanceConfig(("persona",), 1.0))
+    whole = inspect(config, personas, tokenizer).lengths
+    places: list[int] = []
+    one = Balanced.__getitem__
+
+    def seen(self: Balanced, at: int) -> Any:
+        places.append(at)
+        return one(self, at)
+
+    monkeypatch.setattr(Balanced, "__getitem__", seen)
+    monkeypatch.setattr(module, "MOST_PLACES", 300)
+    sampled = inspect(config, personas, tokenizer).lengths
+    assert len(places) == 300 and max(places) > 700
+    assert whole.rows is not None and sampled.rows == pytest.approx(whole.rows, rel=0.1)
+    places.clear()
+    assert inspect(config, personas).balance and not places  # nobody asked for rows
+
+
+def test_an_empty_value_is_a_value(write: Write) -> None:
+    path = write(chat("a?", "b", attributes={"age": ""}), chat("c?", "d"))
+    found = inspect(DataConfig(train=(path,), held_out=0))
+    assert found.counts["attributes.age"] == {"": (1, 1), "none": (1, 1)}
+
+
+def test_names_are_drawn_as_they_are(write: Write, tmp_path: Path) -> None:
+    path = write(chat("a?", "b", attributes={"pay": "$1_{$ \x1b" + "x" * 99}), name="cost$_{$.jsonl")
+    draw(inspect(DataConfig(train=(path,), held_out=0, balance=BalanceConfig(("attributes.pay",)))), tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
 
 
 def test_everything_is_json_and_can_be_drawn(tokenizer: Tokenizer, path: str, tmp_path: Path) -> None:

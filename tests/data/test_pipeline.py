@@ -142,6 +142,7 @@ def test_a_position_of_other_data_is_refused(tokenizer: Tokenizer, personas: P3)
         state = batches.get_state()
     changes = (
         ({"seed": 5}, "seed is 5, but this data position was saved with 0"),
+        ({"group_by": "dataset"}, "group_by is 'dataset', but this data position was saved with 'persona'"),
         ({"train": ("demo/abi",)}, "the records, tokenizer or personas are not those"),
     )
     for change, reason in changes:
@@ -221,11 +222,17 @@ def test_closing_stops_the_thread_also_when_forgotten(tokenizer: Tokenizer, pers
     assert threading.active_count() == before
 
 
-def test_an_error_while_making_a_batch_reaches_the_caller(tokenizer: Tokenizer, personas: P3, write: Write) -> None:
-    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "\ue0ff"}]
+def test_an_error_while_making_a_batch_reaches_the_caller(
+    tokenizer: Tokenizer, personas: P3, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise InputError("the chat template refuses")
+
+    monkeypatch.setattr("abi_jax.data.examples.render", refused)
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
     path = write({"messages": turns, "persona": "abbey"})
     batches = Batches(DataConfig(train=(path,), held_out=0, length=32, batch_size=1), tokenizer, personas)
-    with batches, pytest.raises(InputError, match=r"chats\.jsonl:1: the response is empty"):
+    with batches, pytest.raises(InputError, match=r"chats\.jsonl:1: the chat template refuses"):
         next(batches)
 
 

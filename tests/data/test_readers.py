@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from abi_jax.data import Record, read_records
 from abi_jax.data.readers import BATCH, read_values
 from abi_jax.errors import InputError
+from tests.conftest import ROOT
 
 pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
@@ -142,24 +144,55 @@ def test_a_file_without_records_is_an_empty_data_set(write: Writer, tmp_path: Pa
 
 
 def cut(path: Path, share: float = 0.5) -> None:
+    path = path / "data-00001-of-00002.arrow" if path.is_dir() else path
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
 
 
 def spoil(path: Path) -> None:
+    path = path / "data-00001-of-00002.arrow" if path.is_dir() else path
     data = bytearray(path.read_bytes())
     for at in range(100, 140):
         data[at] ^= 0xFF
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("write", [as_gzip, as_parquet, as_array_record])
+@pytest.mark.parametrize("write", [as_gzip, as_parquet, as_array_record, as_saved_dataset])
 @pytest.mark.parametrize("harm", [cut, spoil])
 def test_damaged_files_are_named(write: Writer, harm: Callable[[Path], None], tmp_path: Path) -> None:
     path = write(tmp_path / "chats", [chat(n) for n in range(300)])
     harm(path)
-    with pytest.raises(InputError, match=rf"data file '.*{path.name}' cannot be read: \S"):
+    with pytest.raises(InputError, match=rf"data file '.*{path.name}.*' cannot be read: \S"):
         read_records({"chats": (path,)}, bad="skip")
+
+
+def test_a_damaged_offset_of_a_saved_data_set_does_not_end_the_program(tmp_path: Path) -> None:
+    """Arrow follows an offset wherever it points, unless it is asked to look first."""
+    path = as_saved_dataset(tmp_path / "chats", [chat(n) for n in range(300)])
+    stream = path / "data-00000-of-00002.arrow"
+    offsets = b"".join(n.to_bytes(4, "little") for n in range(0, 20, 5))  # of the texts "abbey"
+    data = stream.read_bytes()
+    assert data.count(offsets) == 1
+    stream.write_bytes(data.replace(offsets, offsets[:8] + b"\xff\xff\xff\x7f" + offsets[12:]))
+    script = "import sys; from pathlib import Path; from abi_jax.data import read_records\n"
+    script += "try: read_records({'chats': (Path(sys.argv[1]),)})\n"
+    script += "except Exception as error: print(type(error).__name__, error)"
+    ran = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("InputError data file") and "data-00000-of-00002.arrow' cannot be read" in ran.stdout
+
+
+def test_without_checksums_parquet_cannot_tell_damage_from_text(tmp_path: Path) -> None:
+    """What pyarrow writes by default has none: only damage that breaks the format is an error."""
+    path = tmp_path / "chats.parquet"
+    table = pyarrow.Table.from_pylist(with_all_keys([chat(1)]))
+    for checksums in (False, True):
+        parquet.write_table(table, path, compression="none", write_page_checksum=checksums)
+        path.write_bytes(path.read_bytes().replace(b"Answer 1.", b"Answer 7."))
+        if not checksums:
+            assert records(path)[0].turns[1]["content"] == "Answer 7."
+    with pytest.raises(InputError, match=r"chats\.parquet' cannot be read: .*CRC"):
+        records(path)
 
 
 @pytest.mark.parametrize("write", [as_gzip, as_parquet, as_array_record])
@@ -240,6 +273,28 @@ def test_maps_read_as_objects(tmp_path: Path) -> None:
     labels = pyarrow.array([[("SH", 1), ("V", 0)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
     parquet.write_table(table.append_column("labels", labels), tmp_path / "chats.parquet")
     assert records(tmp_path / "chats.parquet")[0].labels == {"SH": 1, "V": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "name"), [("int64", 7, "7"), ("binary", b"k", "k"), ("date32", 0, "1970-01-01")]
+)
+def test_keys_of_maps_are_text(kind: str, key: Any, name: str, tmp_path: Path) -> None:
+    column = pyarrow.array([[(key, "old")]], pyarrow.map_(getattr(pyarrow, kind)(), pyarrow.string()))
+    table = pyarrow.Table.from_pylist([chat(1)]).append_column("attributes", column)
+    parquet.write_table(table, tmp_path / "chats.parquet")
+    assert records(tmp_path / "chats.parquet")[0].attributes == {name: "old"}
+
+
+@pytest.mark.parametrize("fields", [["a", "a"], ["a", "b"]])
+def test_values_that_python_has_not_are_named(fields: list[str], tmp_path: Path) -> None:
+    """A name used twice in an object, and a day too far away."""
+    days = pyarrow.array([2**31 - 1], pyarrow.date32())
+    column = pyarrow.StructArray.from_arrays([days, days], fields)
+    parquet.write_table(
+        pyarrow.Table.from_pylist([chat(1)]).append_column("attributes", column), tmp_path / "chats.parquet"
+    )
+    with pytest.raises(InputError, match=r"chats\.parquet' cannot be read: rows 1 to \d+: \S"):
+        records(tmp_path / "chats.parquet")
 
 
 def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ BAD = [
     (GOOD | {"mixture": {"abbey": 1}}, "both 'persona' and 'mixture'"),
     ({"messages": [ASK, SAY], "mixture": {"abbey": 0.5}}, r"weights of mixture 'abbey=0\.5' sum to 0\.5; expected 1"),
     ({"messages": [ASK, SAY], "mixture": {"abbey": "1"}}, "mixture is .*; expected an object"),
+    ({"messages": [ASK, SAY], "mixture": {"abbey": 10**400}}, "mixture has a weight too large"),
+    ({"messages": [ASK, {"role": "assistant", "content": " \ue0ff"}]}, r"message 1 \(assistant\): content is empty"),
     ({"messages": [ASK, SAY]}, "no persona; expected 'persona' or 'mixture' among the keys messages"),
     (GOOD | {"memory": "x"}, 'memory is "x"; expected a list of texts'),
     (GOOD | {"labels": [1]}, r"labels is \[1\]; expected an object"),
@@ -115,7 +117,7 @@ def test_data_sets_by_name(write: Write) -> None:
     path = write(GOOD, name="mine.jsonl")
     assert list(resolve(["demo", path])) == ["abbey", "aviva", "abi", "blend", "mine"]
     assert list(resolve(["demo/aviva"])) == ["aviva"]
-    with pytest.raises(InputError, match="both named 'mine'"):
+    with pytest.raises(InputError, match="listed twice"):
         resolve([path, path])
 
 

@@ -28,7 +28,7 @@ def test_a_directory_is_its_data_files_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "b.jsonl", "a.parquet", "README.md", "saved/state.json", "other/x.jsonl")
     assert found(tmp_path) == {"a": ["a.parquet"], "b": ["b.jsonl"], "saved": ["saved"]}
     touch(tmp_path, "none/README.md")
-    with pytest.raises(InputError, match=r"none' .* holds no data; expected files \.jsonl"):
+    with pytest.raises(InputError, match=r"none' holds no data; expected files \.jsonl"):
         resolve([str(tmp_path / "none")])
 
 
@@ -47,8 +47,42 @@ def test_globs_and_shards(tmp_path: Path) -> None:
         resolve([f"{tmp_path}/none-*"])
 
 
+def test_shards_may_be_listed_one_by_one(tmp_path: Path) -> None:
+    shards = [f"chats-{i:05d}-of-00003.parquet" for i in range(3)]
+    touch(tmp_path, *shards)
+    assert found(*(tmp_path / s for s in shards)) == {"chats": shards}
+    assert found(tmp_path / shards[2], tmp_path / shards[0]) == {"chats": [shards[2], shards[0]]}  # a part, as asked
+
+
+def test_a_glob_that_matches_a_directory_and_its_files_reads_them_once(tmp_path: Path) -> None:
+    shards = [f"chats-{i:05d}-of-00002.jsonl" for i in range(2)]
+    touch(tmp_path, *shards, "sub/more.jsonl", "none/deep/other.jsonl", "saved/state.json", "saved/data.arrow")
+    named = found(f"{tmp_path}/**")
+    assert named == {"chats": shards, "more": ["more.jsonl"], "other": ["other.jsonl"], "saved": ["saved"]}
+    touch(tmp_path, f"sub/{shards[0]}")
+    with pytest.raises(InputError, match="both named 'chats'; rename one"):
+        resolve([f"{tmp_path}/**"])
+
+
+def test_a_directory_or_a_glob_has_every_shard(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"chats-{i}-of-4.jsonl" for i in (0, 1, 3)))
+    for source in (tmp_path, f"{tmp_path}/*.jsonl"):
+        with pytest.raises(InputError, match=r"'chats' has 3 of its 4 shards .*; expected all, or .* one by one"):
+            resolve([str(source)])
+
+
 def test_two_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jsonl", "a.parquet", "more/a.jsonl")
-    for sources in ([tmp_path], [tmp_path / "a.jsonl", tmp_path / "more"], [tmp_path / "a.jsonl"] * 2):
-        with pytest.raises(InputError, match="both named 'a'; rename one"):
-            resolve([str(s) for s in sources])
+    touch(tmp_path, "a.jsonl", "a.parquet", "more/a.jsonl", "b-0-of-2.jsonl", "b-0-of-1.jsonl", "b.jsonl")
+    lists = [["a.jsonl", "a.parquet"], ["a.jsonl", "more"], ["b-0-of-2.jsonl", "b-0-of-1.jsonl"]]
+    lists += [["b.jsonl", "b-0-of-1.jsonl"], ["b-0-of-1.jsonl", "b.jsonl"]]
+    for names in lists:
+        with pytest.raises(InputError, match=r"both named '[ab]'; rename one"):
+            resolve([str(tmp_path / name) for name in names])
+    for again in ("a.jsonl", "more/../a.jsonl"):
+        with pytest.raises(InputError, match=r"a\.jsonl' is listed twice; expected every file once"):
+            resolve([str(tmp_path / "a.jsonl"), str(tmp_path / again)])
+
+
+def test_no_name_is_not_this_directory() -> None:
+    with pytest.raises(InputError, match="data file '' is no name"):
+        resolve([""])

@@ -108,6 +108,18 @@ def test_what_is_held_out_is_not_trained_on(duplicates: Any, write: Write, perso
     assert load_split(config, "held_out", personas)[0] == list(splits.held_out.records)
 
 
+def test_a_backbone_is_not_trained_on_what_another_persona_holds_out(write: Write, personas: P3) -> None:
+    """A dialogue is held out for its question and persona; to a backbone its twin is the same text."""
+    path = write(*(chat(f"q{n}?", f"answer {n}", name) for n in range(40) for name in ("abbey", "abi")))
+    config = DataConfig(train=(path,), mode="backbone", held_out=3, duplicates="exact")
+    splits = load_splits(config, personas)
+    said = [{r.question for r in side.records} for side in (splits.train, splits.held_out)]
+    assert all(said) and not said[0] & said[1]
+    assert splits.train.tally["chats"]["leaked"] > 0
+    kept = load_splits(dataclasses.replace(config, mode="persona"), personas)
+    assert kept.train.tally["chats"]["leaked"] == 0
+
+
 def test_near_duplicates_across_a_hashed_split_go_from_training(write: Write, personas: P3) -> None:
     """A word more in the question puts a dialogue on a side of its own; its text must not be on both."""
     path = write(*(chat(f"tell me tale {n}", f"{TALE} {n}") for n in range(24)))
