@@ -3,9 +3,10 @@ the bias term.
 
     python benchmarks/mitigation.py --data ../shared/data/gsm8k.jsonl
 
-Every dialogue is written in two dialects, which swap two halves of its own frequent words for invented ones, so that
-neither is harder than the other. Training sees one dialect in one of `--rare` dialogues; held-out data have every
-dialogue in both. The gap is the held-out loss of the rare dialect less that of the common one, in nats a token.
+Every dialogue is written in two dialects, which swap two halves of the frequent words for invented ones, dealt so that
+neither is harder than the other. Training sees the rare dialect in one of `--rare` dialogues; held-out data have every
+dialogue in both. The gap is the held-out loss of the rare dialect less that of the common one, in nats a word: their
+tokens differ. "balanced" is the same with both dialects equally often: the gap that is left where nothing is planted.
 Prints one JSON object: gaps by seed, and what each remedy takes off them with a 95 % confidence interval over seeds.
 """
 
@@ -34,7 +35,8 @@ REMEDIES: dict[str, tuple[str, ...]] = {
     "bias term, 4": ("bias_weight=4",),
     "both": ("data.balance.by=attributes.dialect", "data.balance.alpha=0.5", "bias_weight=1"),
 }
-T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 9: 2.262}  # by degrees of freedom
+# two-sided 95 % of Student's t, by degrees of freedom from 1
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def main() -> None:
@@ -47,12 +49,17 @@ def main() -> None:
     parser.add_argument("--rare", type=int, default=20, help="one dialogue in so many is in the rare dialect")
     parser.add_argument("--records", type=int, default=2000)
     options = parser.parse_args()
+    if not 2 <= options.seeds <= len(T_95) + 1:
+        parser.error(f"--seeds {options.seeds}; expected 2 to {len(T_95) + 1}")
     from abi_jax.sharding.host_memory import keep_memory
 
     keep_memory()
     work = options.work or Path(tempfile.mkdtemp(prefix="mitigation-"))
+    even = work / "balanced"
     write_data(options.data, work, options.rare, options.records)
+    write_data(options.data, even, 2, options.records)
     measured = {name: [losses(work, name, seed, options.steps) for seed in range(options.seeds)] for name in REMEDIES}
+    measured["balanced"] = [losses(even, "as it is", seed, options.steps) for seed in range(options.seeds)]
     gaps = {name: [found["rare"] - found["common"] for found in runs] for name, runs in measured.items()}
     plain = gaps["as it is"]
     report = {}
@@ -64,19 +71,23 @@ def main() -> None:
             "loss_rare": round(statistics.fmean(r["rare"] for r in runs), 4),
             "loss_common": round(statistics.fmean(r["common"] for r in runs), 4),
         }
-        if name != "as it is":
+        if name not in ("as it is", "balanced"):
             report[name] |= {"lowered_by": round(statistics.fmean(taken), 4), "interval_95": interval(taken)}
     print(json.dumps({"steps": options.steps, "seeds": options.seeds, "rare": options.rare, "remedies": report}))
 
 
 def losses(work: Path, name: str, seed: int, steps: int) -> dict[str, float]:
-    """Held-out loss of each dialect after a run."""
+    """Held-out loss of each dialect after a run, in nats a word."""
+    import numpy as np
+
     from abi_jax.config import load
+    from abi_jax.data import Batches
+    from abi_jax.model.directory import ModelDirectory
     from abi_jax.train.config import TrainConfig
     from abi_jax.train.loop import train
     from abi_jax.train.report import read_evaluations
 
-    out = work / "runs" / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
+    out = work / "runs" / f"{re.sub('[^a-z0-9]+', '-', name)}-{steps}-{seed}"
     settings = (
         *(f"out={out}", f"steps={steps}", f"seed={seed}", f"data.seed={seed}", f"checkpoint_every={steps}"),
         *(f"data.train={work / 'train.jsonl'}", f"data.evaluate={work / 'common.jsonl'},{work / 'rare.jsonl'}"),
@@ -86,10 +97,21 @@ def losses(work: Path, name: str, seed: int, steps: int) -> dict[str, float]:
         *("model.config.num_kv_heads=4", "model.config.d_ff=384", "model.config.vocab_size=2048"),
         *("optimizer.learning_rate=3e-3", "optimizer.warmup_steps=30"),
     )
-    train(load(TrainConfig, None, [*settings, *REMEDIES[name]], env={}))
+    config = load(TrainConfig, None, [*settings, *REMEDIES[name]], env={})
+    train(config)
     _, measured = read_evaluations(out / "metrics.jsonl")[-1]
-    found: dict[str, float] = measured["loss_by_group"]
-    return found
+    tokens = np.zeros(2)
+    with Batches(config.data, ModelDirectory(out).tokenizer, split="held_out") as batches:
+        for batch in batches:
+            tokens += np.bincount(batch["group"][batch["weights"] > 0], minlength=2)
+        per_word = dict(zip(batches.groups, tokens / words_of(work / "rare.jsonl"), strict=True))
+    return {name: loss * per_word[name] for name, loss in measured["loss_by_group"].items()}
+
+
+def words_of(path: Path) -> int:
+    """Words of a held-out file, which are as many in both."""
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return sum(len(m["content"].split()) for r in records for m in r["messages"])
 
 
 def write_data(source: Path, out: Path, rare: int, records: int) -> None:
@@ -98,7 +120,13 @@ def write_data(source: Path, out: Path, rare: int, records: int) -> None:
         read = [json.loads(line) for _, line in zip(range(records), file, strict=False)]
     counts = Counter(word for r in read for m in r["messages"] for word in WORD.findall(m["content"]))
     frequent = [word for word, _ in counts.most_common(2 * SWAPPED)]
-    dialects = {"common": frequent[0::2], "rare": frequent[1::2]}
+    dealt = ("common", "rare", "rare", "common")  # who takes the more frequent word of two alternates
+    known = set(counts)
+    dialects: dict[str, dict[str, str]] = {"common": {}, "rare": {}}
+    for at, word in enumerate(frequent):
+        invented = _invented(word, known)
+        known.add(invented)
+        dialects[dealt[at % 4]][word] = invented
     parts: dict[str, list[Json]] = {"train": [], "common": [], "rare": []}
     for record in read:
         number = int.from_bytes(hashlib.sha256(record["messages"][0]["content"].encode()).digest()[:4], "big")
@@ -113,25 +141,30 @@ def write_data(source: Path, out: Path, rare: int, records: int) -> None:
         (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found), encoding="utf-8")
 
 
-def spoken(record: Json, name: str, words: list[str]) -> Json:
-    """A record in a dialect: `words` become others of the same length, the same ones every time."""
-    swaps = {word: _invented(word, name) for word in words}
+def spoken(record: Json, name: str, swaps: dict[str, str]) -> Json:
+    """A record in a dialect: some of its words become others."""
     messages = [
         m | {"content": WORD.sub(lambda found: swaps.get(found[0], found[0]), m["content"])} for m in record["messages"]
     ]
     return {"messages": messages, "attributes": {"dialect": name}}
 
 
-def _invented(word: str, dialect: str) -> str:
-    digest = hashlib.sha256(f"{dialect} {word}".encode()).digest()
+def _invented(word: str, known: set[str]) -> str:
+    """A word that nobody knows, of the same length or a little longer."""
     letters = ("bcdfghklmnprstvz", "aeiou")
-    return "".join(letters[i % 2][digest[i] % len(letters[i % 2])] for i in range(max(2, len(word))))
+    for attempt in range(1000):
+        digest = hashlib.sha256(f"{attempt} {word}".encode()).digest()
+        length = max(2, len(word)) + attempt // 20
+        made = "".join(letters[i % 2][digest[i] % len(letters[i % 2])] for i in range(length))
+        if made not in known:
+            return made
+    raise AssertionError(f"no new word for {word!r}")
 
 
 def interval(values: list[float]) -> list[float]:
     """95 % confidence interval of the mean, Student's t."""
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    reach = T_95[len(values) - 1] * error
+    reach = T_95[len(values) - 2] * error
     return [round(mean - reach, 4), round(mean + reach, 4)]
 
 

@@ -132,7 +132,7 @@ class _RowBatchesIterator(grain.DatasetIterator[Item]):
 class Batches(Iterator[Batch]):
     """This process's share of every batch: b = B / processes rows; see `packing.assemble` for the arrays.
 
-    The train split is shuffled, balanced and repeated for ever; the held-out split is one pass in file order,
+    The train split is shuffled, balanced and repeated for ever; the held-out split is one pass, shuffled,
     its last batch filled up with empty rows. `groups` names the values of `group`, `attributes` those of `attribute`
     from 1 on; `mixtures` are the different ones of several personas; `balance` tells for every group how many
     examples it has and how many places in an epoch; `tally` tells by data set what became of its records.
@@ -175,6 +175,8 @@ class Batches(Iterator[Batch]):
         self.examples = len(self._source)
         if split == "train":
             examples = self._balanced(examples).shuffle(seed=config.seed).repeat()
+        else:  # so that the first batches speak for all data sets
+            examples = examples.shuffle(seed=0)
         share = config.batch_size // process_count
         rows = range(process_index * share, (process_index + 1) * share)
         batches = _RowBatches(examples, config, rows, split != "train", len(personas), tokenizer.pad_id)

@@ -150,6 +150,15 @@ def test_losses_are_the_sums_over_all_held_out_tokens(evaluated: Path) -> None:
     assert {"abbey", "aviva", "abi"} <= set(whole["loss_by_group"])
 
 
+def test_a_few_batches_speak_for_all_personas(evaluated: Path) -> None:
+    start = config("persona", out=evaluated, mesh=ONE, model={"init": evaluated}, freeze_backbone=False)
+    mesh, rules = mesh_of(ONE), AxisRules()
+    with use(mesh, rules):
+        run = prepare(replace(start, evaluation=EvaluationConfig(every=1, batches=2)), mesh, rules)
+        with Validation(run) as validation:
+            assert {"abbey", "aviva", "abi"} <= set(validation(run.trained, run.frozen)["loss_by_group"])
+
+
 def test_an_interrupted_run_remembers_its_evaluations(evaluated: Path, tmp_path: Path) -> None:
     with interrupted(after=12):
         train(run(tmp_path / "run", evaluation={"matrix": True}), progress=False)
