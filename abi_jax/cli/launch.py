@@ -114,7 +114,8 @@ def _passed_on() -> "Iterator[list[subprocess.Popen[bytes]]]":
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        heard = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+        before = {s: signal.signal(s, pass_on) for s in heard}  # nohup has one ignored
     try:
         yield receivers
     finally:

@@ -13,9 +13,8 @@ import yaml
 from abi_jax.config import RESERVED_ENV
 from abi_jax.launch.job import Job
 
-_FORGET_KEYS = (
-    f'for name in "${{!ABI_@}}"; do case "$name" in {"|".join(sorted(RESERVED_ENV))}) ;; *) unset "$name" ;; esac; done'
-)
+_RESERVED = "|".join(sorted(RESERVED_ENV))
+_FORGET_KEYS = f'for abi_key in "${{!ABI_@}}"; do case "$abi_key" in {_RESERVED}) ;; *) unset "$abi_key" ;; esac; done'
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,19 @@ def test_stopping_it_stops_what_it_runs(alone: Path) -> None:
         assert not Path("/proc", number).exists()
 
 
+def test_what_is_started_with_nohup_outlives_its_terminal(alone: Path) -> None:
+    answer = 'trap "echo hung up; exit 5" HUP; echo $PPID > called; while [ ! -e go ]; do /bin/sleep 0.05; done'
+    program(alone / "bin", "sbatch", f"#!/bin/sh\n{answer}\n")
+    command = [sys.executable, "-m", "abi_jax.cli", "launch", "slurm", str(one_file(alone, "slurm"))]
+    with subprocess.Popen(["/usr/bin/nohup", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (alone / "called").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        (alone / "go").touch()
+        assert process.wait(timeout=20) == 0
+
+
 def test_a_program_that_a_signal_ended_is_told_by_its_number(alone: Path, abi: Abi) -> None:
     program(alone / "bin", "sbatch", "#!/bin/sh\nkill -KILL $$\n")
     assert abi("launch", "slurm", one_file(alone, "slurm")).status == 137
