@@ -18,6 +18,7 @@ VERBS = (
     *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
     *("log", "verify", "diff", "receipt", "check-receipt"),
 )
+READING = ("data", "generate", "chat", "embed", "info", "log", "diff")  # nothing is lost where nobody reads on
 WRITING = ("demo", "import", "export", "launch")  # several processes would write over each other
 
 EPILOG = """examples:
@@ -32,7 +33,8 @@ EPILOG = """examples:
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
   abi log runs/personas; abi verify runs/personas   what it was made from; whether it still is
 
-Exit status: 0 done, 1 a check failed, 2 bad input, 143 stopped by SIGTERM with everything saved."""
+Exit status: 0 done, 1 a check failed, 2 bad input, 143 stopped by SIGTERM with everything saved,
+141 nobody read what train, verify and the like had to say."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if options.verb in READING else 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
             raise

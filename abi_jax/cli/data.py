@@ -19,6 +19,8 @@ from abi_jax.errors import InputError
 
 if TYPE_CHECKING:
     from abi_jax.data.inspect import Inspection
+    from abi_jax.persona import Persona
+    from abi_jax.train.config import TrainConfig
 
 HELP = "look at training data: counts, lengths, duplicates, balance"
 NO_FIGURE = "none"
@@ -81,9 +83,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tokenizer = Tokenizer.load(inside if inside.is_dir() else options.tokenizer)
     length = [] if options.length is None else [f"data.length={options.length}"]
     config = load(TrainConfig, options.config, [*length, *options.overrides])
-    names = options.personas.split(",") if options.personas else config.personas if options.config else None
+    personas = None
+    if options.personas:
+        personas = load_personas(options.personas.split(","))
+    elif options.config is not None:
+        personas = _personas(config)
     data = replace(config.data, train=tuple(options.files)) if options.files else config.data
-    found = inspect(data, None if names is None else load_personas(names), tokenizer, options.samples)
+    found = inspect(data, personas, tokenizer, options.samples)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         draw(found, figure)
@@ -93,6 +99,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if figure is not None:
             print(f"\nfigure: {figure}")
     return {**found.to_dict(), "figure": None if figure is None else str(figure)}
+
+
+def _personas(config: "TrainConfig") -> "tuple[Persona, ...]":
+    """The personas of a run: those of the model that it starts from, where that can be seen, and its own."""
+    from abi_jax.model.directory import ModelDirectory
+    from abi_jax.persona import load_personas
+
+    init = config.model.init
+    model = ModelDirectory(init) if init is not None and (init / "model.yaml").is_file() else None
+    has = model.personas if model is not None and model.config.persona else ()
+    known = {p.name for p in has}
+    return (*has, *(p for p in load_personas(config.personas) if p.name not in known))
 
 
 def report(found: "Inspection") -> Iterator[str]:

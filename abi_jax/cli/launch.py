@@ -11,8 +11,13 @@ travels with the job. --dry-run prints what would be submitted, needs no cluster
 """
 
 import argparse
+import contextlib
 import shlex
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +84,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _start(job: "Job", plan: "Plan", folder: Path, as_json: bool) -> int:
     """Writes the plan's files and runs it; returns its exit status. With `as_json`, it speaks on standard error."""
     import shutil
-    import subprocess
 
     from abi_jax.errors import InputError
     from abi_jax.launch.targets import local_config
@@ -92,4 +96,28 @@ def _start(job: "Job", plan: "Plan", folder: Path, as_json: bool) -> int:
     if job.target == "local":
         return launch(local_config(job, folder), stdout=output)
     print(shlex.join(plan.command), file=sys.stderr, flush=True)
-    return subprocess.run(plan.command, stdout=output, check=False).returncode
+    with _passed_on() as receivers:
+        process = subprocess.Popen(plan.command, stdout=output)
+        receivers.append(process)
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _passed_on() -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Passes the signals that stop a program on to the processes of the list, while entered."""
+    receivers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for process in receivers:
+            process.send_signal(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = (s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+        before = {s: signal.signal(s, pass_on) for s in heard}  # nohup has one ignored
+    try:
+        yield receivers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

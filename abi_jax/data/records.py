@@ -230,7 +230,7 @@ def _mixture(value: dict[str, Any]) -> dict[str, float]:
     try:
         return {name: float(weight) for name, weight in mixture.items()}
     except OverflowError:
-        raise InputError("mixture has a weight too large to be a number of it; expected numbers from 0 to 1") from None
+        raise InputError("mixture has a weight that is far too large; expected numbers from 0 to 1") from None
 
 
 def _messages(value: dict[str, Any], key: str) -> list[dict[str, str]]:

@@ -1,10 +1,12 @@
 """What can be known of a job before it starts: that it fits the mesh, the batch, the memory and the storage."""
 
+import glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from abi_jax.data.sources import is_demo
 from abi_jax.errors import InputError
 from abi_jax.launch.accelerators import GIB
 from abi_jax.launch.job import Job
@@ -68,6 +70,12 @@ def _check_mesh(job: Job, report: Report) -> None:
             raise InputError(
                 f"devices_per_node = {job.launch.devices}; a slice of one {job.launch.accelerator} host has {fits}"
             )
+        chips = nodes // slices * job.launch.devices
+        if job.target == "tpu-vm" and nodes > slices and chips in accelerator.single_host:
+            raise InputError(
+                f"nodes = {nodes} with devices_per_node = {job.launch.devices}: {chips} {job.launch.accelerator} chips "
+                f"are one TPU VM; expected nodes: {slices}, devices_per_node: {chips}"
+            )
         if nodes > slices and job.launch.devices != accelerator.devices_per_node:
             raise InputError(
                 f"devices_per_node = {job.launch.devices}; hosts of a larger {job.launch.accelerator} slice have "
@@ -91,7 +99,7 @@ def paths(job: Job) -> Iterator[tuple[str, Path]]:
         yield "model.init", train.model.init
     for key in ("train", "evaluate"):
         for name in getattr(train.data, key):
-            if name.split("/")[0] != "demo":
+            if not is_demo(name):
                 yield f"data.{key}", Path(name)
     for name in train.personas:
         if "/" in name or name.endswith((".yaml", ".yml")):
@@ -125,8 +133,13 @@ def _check_storage(job: Job, report: Report) -> None:
     report.checks.append(f"output: {out}")
     if job.target == "slurm" and job.workdir.is_dir():  # it is shared with this machine
         for key, path in paths(job):
-            if key != "out" and not job.on_hosts(path).exists():
+            if key != "out" and not _exists(job.on_hosts(path)):
                 report.warnings.append(f"{key}: {job.on_hosts(path)} does not exist")
+
+
+def _exists(path: Path) -> bool:
+    path = path.expanduser()
+    return path.exists() or any(glob.iglob(str(path), recursive=True))
 
 
 def _check_model(job: Job, report: Report) -> None:

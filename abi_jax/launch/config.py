@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from abi_jax.config import RESERVED_ENV
 from abi_jax.errors import InputError
 from abi_jax.launch.accelerators import ACCELERATORS, Accelerator
 
 Target = Literal["slurm", "gke", "tpu-vm", "local"]
 # The launcher sets these itself; by hand they would make every process the same one.
-_OWN_ENV = ("ABI_COORDINATOR", "ABI_NUM_PROCESSES", "ABI_PROCESS_ID", "ABI_START_TIMEOUT")
+_OWN_ENV = RESERVED_ENV
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
-_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+# What Kubernetes calls an RFC 1035 label, an RFC 1123 label and an RFC 1123 subdomain.
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class SlurmSection:
                 if not option.startswith("-") or "\n" in option:
                     raise InputError(f"{name} has {option!r}; expected options such as --exclusive, one an entry")
 
+    @property
+    def time_limit_s(self) -> int | None:
+        """`time_limit` in seconds, as `sbatch` reads it; None for none (0)."""
+        days, _, rest = self.time_limit.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if not days and len(parts) < 3:
+            parts = [0, *parts]  # minutes, or minutes and seconds
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
+
 
 @dataclass(frozen=True)
 class GkeVolume:
@@ -51,14 +65,17 @@ class GkeVolume:
     path: Path
 
     def __post_init__(self) -> None:
-        _label("claim", self.claim, 253)
+        _subdomain("claim", self.claim)
         if not self.path.is_absolute():
             raise InputError(f"path = {str(self.path)!r}; expected an absolute path")
 
 
 @dataclass(frozen=True)
 class GkeSection:
-    """`kubectl apply` of a JobSet. `image` holds abi-jax; `volumes` what outlives the pods. queue: of Kueue."""
+    """`kubectl apply` of a JobSet. `image` holds abi-jax; `volumes` what outlives the pods. queue: of Kueue.
+
+    secrets: names of Secrets, whose keys become variables of every process; no file has their values.
+    """
 
     image: str = ""
     namespace: str = "default"
@@ -68,9 +85,16 @@ class GkeSection:
     topology: str | None = None
     volumes: tuple[GkeVolume, ...] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _label("namespace", self.namespace, 63)
+        if not _LABEL.fullmatch(self.namespace) or len(self.namespace) > 63:
+            raise InputError(
+                f"namespace = {self.namespace!r}; expected at most 63 small letters, digits and dashes, neither the "
+                "first nor the last a dash"
+            )
+        for name in self.secrets:
+            _subdomain("secrets", name)
         if re.search(r"\s", self.image):
             raise InputError(f"image = {self.image!r}; expected a container image without spaces")
 
@@ -120,7 +144,8 @@ class LaunchConfig:
     train: a training configuration, a file or a name in configs/train; overrides: as `abi train --set` takes them.
     nodes: hosts; processes_per_node: processes that share a host's devices evenly (a TPU host has one).
     workdir: directory on storage that every host sees; relative paths of the training configuration start there.
-    setup: shell lines that every host runs first. command: what `abi` is called there. env: of every process.
+    setup: shell lines that every process runs first. command: what `abi` is called there. env: of every process; keys
+    of the training configuration belong into `overrides`, and secrets elsewhere, for the files have it all in clear.
     max_restarts: how often a run that failed is started again; one that was pre-empted always is.
     grace_s: seconds between SIGTERM and the end, for the last checkpoint.
     """
@@ -145,7 +170,11 @@ class LaunchConfig:
     local: LocalSection = field(default_factory=LocalSection)
 
     def __post_init__(self) -> None:
-        _label("name", self.name, 40)
+        if not _NAME.fullmatch(self.name) or len(self.name) > 40:
+            raise InputError(
+                f"name = {self.name!r}; expected at most 40 small letters, digits and dashes, the first a letter and "
+                "the last no dash"
+            )
         if self.accelerator not in ACCELERATORS:
             raise InputError(f"accelerator = {self.accelerator!r}; expected one of {', '.join(ACCELERATORS)}")
         for name, least in (
@@ -174,6 +203,8 @@ class LaunchConfig:
                 raise InputError(f"env has {name!r}; expected the name of an environment variable")
             if name in _OWN_ENV:
                 raise InputError(f"env sets {name}, which the launcher does itself")
+            if name.startswith("ABI_"):
+                raise InputError(f"env sets {name}, a key of the training configuration; expected it in overrides")
 
     @property
     def kind(self) -> Accelerator:
@@ -186,10 +217,9 @@ class LaunchConfig:
         return self.devices_per_node or self.kind.devices_per_node
 
 
-def _label(name: str, value: str, longest: int) -> None:
-    """Kubernetes calls it an RFC 1035 label; it is a fine name for the other targets too."""
-    if not _LABEL.fullmatch(value) or len(value) > longest:
+def _subdomain(name: str, value: str) -> None:
+    if not _SUBDOMAIN.fullmatch(value) or len(value) > 253:
         raise InputError(
-            f"{name} = {value!r}; expected at most {longest} small letters, digits and dashes, the first a letter "
-            "and the last no dash"
+            f"{name} = {value!r}; expected at most 253 small letters, digits, dashes and dots, each part beginning and "
+            "ending with a letter or digit"
         )

@@ -58,7 +58,8 @@ class Job:
 
     def on_hosts(self, path: Path) -> Path:
         """Returns where `path` of the training configuration is on the hosts."""
-        return path if self.target == "local" else self.workdir / path
+        at_home = path.parts[:1] and path.parts[0].startswith("~")
+        return path if self.target == "local" or at_home else self.workdir / path
 
     @property
     def workdir(self) -> Path:
@@ -78,7 +79,7 @@ class Job:
 def make_job(launch: LaunchConfig, target: Target, env: Mapping[str, str] | None = None) -> Job:
     """Loads the training configuration of `launch`, with its overrides. Raises `InputError` for what does not fit."""
     source = find_config(launch.train, "train")
-    env = dict(os.environ if env is None else env) | dict(launch.env)
+    env = os.environ if env is None else env
     train = load(TrainConfig, source, launch.overrides, env=env)
     processes, devices = launch.nodes * launch.processes_per_node, launch.devices // launch.processes_per_node
     if target == "local":

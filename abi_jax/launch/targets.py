@@ -1,9 +1,11 @@
 """The plan of each target."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
+from abi_jax.config import RESERVED_ENV
 from abi_jax.errors import InputError
 from abi_jax.launch.config import Target
 from abi_jax.launch.job import Job
@@ -14,6 +16,8 @@ from abi_jax.sharding.local import LocalConfig
 TRAIN_YAML = "train.yaml"
 # Kubernetes: a label's value, and the host name of a pod.
 _LONGEST = 63
+# By how much SLURM may send a signal too early.
+_EARLY_S = 60
 
 
 def make_plan(job: Job, folder: Path) -> Plan:
@@ -25,7 +29,13 @@ def make_plan(job: Job, folder: Path) -> Plan:
 def _slurm(job: Job, folder: Path) -> Plan:
     if job.launch.kind.kind == "tpu":
         raise InputError(f"accelerator = {job.launch.accelerator!r} for slurm; expected a GPU or cpu")
-    script = render("slurm/train.sbatch", job)
+    limit, least = job.launch.slurm.time_limit_s, 2 * (job.launch.grace_s + _EARLY_S)
+    if limit is not None and limit <= least:
+        raise InputError(
+            f"slurm.time_limit = {job.launch.slurm.time_limit!r} is {limit} s, with grace_s = {job.launch.grace_s}; "
+            f"expected more than {least} s: SIGTERM may come {_EARLY_S} s early, and no step would be taken"
+        )
+    script = render("slurm/train.sbatch", job, checkpoints=job.on_hosts(job.train.out) / "checkpoints")
     return Plan({"train.sbatch": script}, ("sbatch", str(folder / "train.sbatch")), "sbatch")
 
 
@@ -96,10 +106,16 @@ def local_config(job: Job, folder: Path) -> LocalConfig:
         raise InputError(f"local.gpus = true with accelerator = {job.launch.accelerator!r}; expected a GPU")
     # `abi` by itself means this program, which need not be on the path.
     abi = [sys.executable, "-m", "abi_jax.cli"] if job.launch.command == "abi" else shlex.split(job.launch.command)
+    # The file holds what they say, and the overrides that go before them.
+    keys = [part for name in sorted(os.environ) if _is_key(name) for part in ("-u", name)]
     variables = [f"{name}={value}" for name, value in job.environment.items()]
-    command = ("env", *variables, *abi, "train", str(folder / TRAIN_YAML))
+    command = ("env", *keys, *variables, *abi, "train", str(folder / TRAIN_YAML))
     devices = 1 if gpus else job.devices_per_process
     return LocalConfig(command, job.processes, devices, gpus, grace_s=float(job.launch.grace_s))
+
+
+def _is_key(variable: str) -> bool:
+    return variable.startswith("ABI_") and variable not in RESERVED_ENV
 
 
 def _given(target: Target, key: str, value: str) -> None:

@@ -91,7 +91,7 @@ class Reporter:
         said = f"held-out loss {measured['loss']:.3f}, calibration error {measured['calibration_error']:.3f}"
         said += ", the best so far" if best else ""
         if not self._bar.disable:
-            self._bar.write(f"step {step}: {said}", file=sys.stderr)
+            self._bar.write(f"step {step}: {said}", file=self._bar.fp)  # which goes quiet with the terminal
         self._say(step, said, said)
         self._write({"step": step, "evaluation": measured})
 
@@ -100,7 +100,8 @@ class Reporter:
         self._bar.update(step - self._bar.n)
         if self._lines:
             mode, steps = self.config.data.mode, self.config.steps
-            print(f"training {mode}: step {step}/{steps}, {long}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # training goes on where nobody listens any more
+                print(f"training {mode}: step {step}/{steps}, {long}", file=sys.stderr, flush=True)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._speaks:

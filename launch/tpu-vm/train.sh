@@ -8,11 +8,12 @@ set -uo pipefail
 name={{ launch.name }}
 tpus=(gcloud compute tpus queued-resources)
 where=({{ ("--project=" ~ launch.tpu_vm.project) | quote }} {{ ("--zone=" ~ launch.tpu_vm.zone) | quote }})
-poll_s="${ABI_LAUNCH_POLL_S:-30}"
+poll_s="${LAUNCH_POLL_S:-30}"
 max_restarts={{ launch.max_restarts }}
 
 read -r -d '' on_every_worker <<'ON_EVERY_WORKER' || true
 set -eo pipefail
+unset "${!ABI_@}"
 state="$HOME/.abi-launch/{{ launch.name }}"
 mkdir -p "$state"
 # A process that an earlier connection left behind saves and stops first.
@@ -31,11 +32,47 @@ export {{ name }}={{ value | quote }}
 {% endfor %}
 mkdir -p {{ job.workdir | quote }}
 cd {{ job.workdir | quote }}
-echo $$ > "$state/pid"
-exec {{ launch.command }} train "$state/train.yaml"
+{{ forget_keys }}
+# Training goes on where this connection is lost, so it must not write into it.
+touch "$state/log"
+from=$(($(wc -c < "$state/log") + 1))
+(
+  exec {{ launch.command }} train "$state/train.yaml"
+) >> "$state/log" 2>&1 &
+echo $! > "$state/pid"
+tail -c "+$from" -f -s 0.2 --pid=$! "$state/log" || true
+wait "$(cat "$state/pid")"
 ON_EVERY_WORKER
 
 say() { echo "$name: $*" >&2; }
+
+# Two of this script would stop each other's training.
+mkdir -p "$HOME/.abi-launch"
+exec 9> "$HOME/.abi-launch/$name.lock"
+if command -v flock > /dev/null && ! flock -n 9; then
+  say "another launch of it runs on this machine"
+  exit 1
+fi
+
+child=
+stop() {
+  trap - TERM INT HUP
+  [ -z "$child" ] || kill "$child" 2> /dev/null
+  exit "$1"
+}
+trap 'stop 143' TERM
+trap 'stop 130' INT
+trap 'stop 129' HUP
+
+# Runs what takes long so that a signal need not wait for it.
+interruptible() {
+  local status=0
+  "$@" 9>&- &
+  child=$!
+  wait "$child" || status=$?
+  child=
+  return "$status"
+}
 
 # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; ABSENT; UNKNOWN when gcloud cannot tell.
 state() {
@@ -70,7 +107,7 @@ acquire() {
       FAILED) say "the request for it failed; see: ${tpus[*]} describe $name ${where[*]}"; return 1 ;;
       UNKNOWN) [ "$unknown" -lt 20 ] || return 1 ;;
     esac
-    sleep "$poll_s"
+    interruptible sleep "$poll_s"
   done
 }
 
@@ -78,7 +115,7 @@ failures=0
 while true; do
   acquire || exit 1
   status=0
-  "${tpus[@]}" ssh "$name" "${where[@]}" --node=all --worker=all --batch-size=all {{ "--internal-ip " if launch.tpu_vm.internal_ips }}--command="$on_every_worker" || status=$?
+  interruptible "${tpus[@]}" ssh "$name" "${where[@]}" --node=all --worker=all --batch-size=all {{ "--internal-ip " if launch.tpu_vm.internal_ips }}--command="$on_every_worker" || status=$?
   [ "$status" -ne 0 ] || break
   # 143: pre-empted, everything is saved. A TPU that is gone could not even say so.
   if [ "$status" -ne 143 ] && [ "$(state)" = ACTIVE ]; then
@@ -89,7 +126,7 @@ while true; do
     fi
   fi
   say "exit status $status; starting again from the last checkpoint"
-  sleep "$poll_s"
+  interruptible sleep "$poll_s"
 done
 say "training is done"
 {% if launch.tpu_vm.delete_when_done %}

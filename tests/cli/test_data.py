@@ -75,6 +75,14 @@ def test_what_a_run_would_see(tmp_path: Path, abi: Abi) -> None:
     refused(abi, ("data", "inspect", "--config", "run.yaml"), "unknown persona 'abbey'", tmp_path)
 
 
+def test_a_run_has_the_personas_of_the_model_that_it_starts_from(trained: Path, tmp_path: Path, abi: Abi) -> None:
+    model = f"model: {{init: {trained / 'personas'}}}\npersonas: [abi]\n"
+    (tmp_path / "run.yaml").write_text(f"{model}data: {{train: [{chats(tmp_path)}], held_out: 0, bad_records: skip}}\n")
+    result = abi("data", "inspect", "--config", "run.yaml", "--json", "--figure", "none")
+    assert result.status == 0, result.err
+    assert set(result.json["counts"]["persona"]) == {"abbey", "aviva"}
+
+
 def test_bad_input(tmp_path: Path, abi: Abi) -> None:
     path = chats(tmp_path)
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")

@@ -51,6 +51,23 @@ def test_help_teaches_each_verb(verb: str, abi: Abi) -> None:
 
 
 @pytest.mark.smoke
+def test_a_pipe_that_nobody_reads_is_no_success_of_what_does_more_than_print() -> None:
+    program = """
+import sys
+from abi_jax import cli
+
+def broken(options):
+    raise BrokenPipeError
+
+for arguments in (["log", "x"], ["generate", "x", "y"], ["train", "x"], ["verify", "x"], ["export", "x", "y"]):
+    cli._module(arguments[0]).run = broken
+    print(cli.main(arguments), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.split()) == (0, ["0", "0", "141", "141", "141"])
+
+
+@pytest.mark.smoke
 def test_usage_errors_exit_2(abi: Abi) -> None:
     for arguments in ([], ["tarin"], ["generate"], ["info", "x", "--length", "many"]):
         result = abi(*arguments)

@@ -73,6 +73,8 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str, tmp_
         ({"nodes": 3, "overrides": ["mesh.slices={data: 2}"]}, "3 nodes do not divide into 2 slices"),
         ({"nodes": 1, "devices_per_node": 2}, "devices_per_node = 2; a slice of one v5e host has 1, 4, 8"),
         ({"nodes": 2, "devices_per_node": 8}, "hosts of a larger v5e slice have 4"),
+        ({"nodes": 2}, "8 v5e chips are one TPU VM; expected nodes: 1, devices_per_node: 8"),
+        ({"nodes": 4, "overrides": ["mesh.slices={data: 2}"]}, "expected nodes: 2, devices_per_node: 8"),
     ],
 )
 def test_tpu_hosts_come_in_sizes(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -92,6 +94,24 @@ def test_slurm_looks_for_inputs_where_it_can_see_them(tmp_path: Path) -> None:
     assert f"data.train: {tmp_path}/mine.jsonl does not exist" in having(found(tmp_path, **asked), "mine")
     (tmp_path / "mine.jsonl").touch()
     assert not any("mine" in line for line in found(tmp_path, **asked))
+
+
+def test_inputs_are_looked_for_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("a-1.jsonl", "home/b.jsonl", "demo/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def doubts(*names: str) -> list[str]:
+        train = f"data.train=[{', '.join(repr(n) for n in names)}]"
+        return [
+            line
+            for line in found(tmp_path, workdir=str(tmp_path), overrides=[f"out={tmp_path}/run", train])
+            if "data.train" in line
+        ]
+
+    assert doubts("a-*.jsonl", "~/b.jsonl", "demo/c.jsonl", "demo/abbey", "demo") == []
+    assert len(doubts("x-*.jsonl", "~/x.jsonl", "demo/x.jsonl")) == 3
 
 
 def test_a_pod_writes_to_a_mounted_claim(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """`abi launch`: what it prints, runs, and leaves behind."""
 
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +105,54 @@ def test_bad_input_leaves_nothing(arguments: tuple[str, ...], reason: str, alone
     result = abi("launch", *arguments, "--json")
     assert result.status == 2 and reason in result.json["error"]
     assert listing(alone) == before
+
+
+def test_stopping_it_stops_what_it_runs(alone: Path) -> None:
+    """The controller of a TPU, and the connection that it waits for; its status is the signal's."""
+    answer = (
+        '#!/bin/sh\ncase "$4" in describe) echo ACTIVE ;; ssh) echo $PPID $$ > called; exec /bin/sleep 60 ;; esac\n'
+    )
+    program(alone / "bin", "gcloud", answer)
+    for name in ("bash", "cat", "tail", "mkdir", "flock", "sleep"):
+        (alone / "bin" / name).symlink_to(shutil.which(name, path="/usr/bin:/bin") or name)
+    command = [sys.executable, "-m", "abi_jax.cli", "launch", "tpu-vm", str(one_file(alone, "tpu-vm"))]
+    with subprocess.Popen(command, env=os.environ | {"HOME": str(alone)}, stdout=subprocess.PIPE) as process:
+        called, deadline = alone / "called", time.monotonic() + 60
+        while not (called.exists() and called.read_text().endswith("\n")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 143
+    for number in called.read_text().split():
+        while Path("/proc", number).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path("/proc", number).exists()
+
+
+def test_what_is_started_with_nohup_outlives_its_terminal(alone: Path) -> None:
+    answer = 'trap "echo hung up; exit 5" HUP; echo $PPID > called; while [ ! -e go ]; do /bin/sleep 0.05; done'
+    program(alone / "bin", "sbatch", f"#!/bin/sh\n{answer}\n")
+    command = [sys.executable, "-m", "abi_jax.cli", "launch", "slurm", str(one_file(alone, "slurm"))]
+    with subprocess.Popen(["/usr/bin/nohup", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (alone / "called").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        (alone / "go").touch()
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_program_that_a_signal_ended_is_told_by_its_number(alone: Path, abi: Abi) -> None:
+    program(alone / "bin", "sbatch", "#!/bin/sh\nkill -KILL $$\n")
+    assert abi("launch", "slurm", one_file(alone, "slurm")).status == 137
+
+
+def test_what_the_environment_says_is_in_the_file_already(
+    here: Path, abi: Abi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABI_STEPS", "5")
+    path = launch_file(here, accelerator="cpu", nodes=1, devices_per_node=1, command="printenv ABI_STEPS #")
+    result = abi("launch", "local", path, "--train", "steps=7")
+    assert result.status == 1 and load(TrainConfig, here / "runs/launch/tiny/train.yaml", env={}).steps == 7
 
 
 def test_a_process_that_never_comes_is_named(here: Path, abi: Abi) -> None:

@@ -8,7 +8,8 @@ import pytest
 from abi_jax.config import dump_yaml, find_config, load
 from abi_jax.errors import InputError
 from abi_jax.launch.accelerators import ACCELERATORS
-from abi_jax.launch.config import LaunchConfig
+from abi_jax.launch.config import LaunchConfig, SlurmSection
+from abi_jax.launch.job import make_job
 from abi_jax.train.config import TrainConfig
 from tests.launch.cases import CPU, job, launch_file
 
@@ -38,10 +39,17 @@ def test_the_example_is_one_file_for_every_target() -> None:
         ({"command": "abi\nrm"}, "command = "),
         ({"env": {"A-B": "1"}}, "env has 'A-B'"),
         ({"env": {"ABI_PROCESS_ID": "1"}}, "env sets ABI_PROCESS_ID, which the launcher does itself"),
+        (
+            {"env": {"ABI_STEPS": "1"}},
+            "env sets ABI_STEPS, a key of the training configuration; expected it in overrides",
+        ),
         ({"slurm": {"partition": "a b"}}, "partition = 'a b'; expected a name without spaces"),
         ({"slurm": {"time_limit": "soon"}}, "time_limit = 'soon'; expected minutes, HH:MM:SS or D-HH:MM:SS"),
         ({"slurm": {"options": ["exclusive"]}}, "options has 'exclusive'"),
         ({"gke": {"namespace": "My.Space"}}, "namespace = 'My.Space'"),
+        ({"gke": {"namespace": "my.space"}}, "namespace = 'my.space'"),
+        ({"gke": {"volumes": [{"claim": "a..b", "path": "/data"}]}}, "claim = 'a..b'"),
+        ({"gke": {"secrets": ["A_KEY"]}}, "secrets = 'A_KEY'"),
         ({"gke": {"volumes": [{"claim": "c", "path": "data"}]}}, "path = 'data'; expected an absolute path"),
         ({"tpu_vm": {"spot": True, "reserved": True}}, "spot and reserved are both true"),
         ({"local": {"processes": 0}}, "processes = 0; expected at least 1"),
@@ -55,12 +63,30 @@ def test_wrong_values_are_named(changes: dict[str, Any], message: str, tmp_path:
 
 
 def test_the_training_configuration_travels_whole(tmp_path: Path) -> None:
-    made = job(tmp_path, "slurm", overrides=["steps=7"], env={"ABI_OPTIMIZER__LEARNING_RATE": "0.5"})
+    launch = load(LaunchConfig, launch_file(tmp_path, overrides=["steps=7"]), env={})
+    made = make_job(launch, "slurm", env={"ABI_OPTIMIZER__LEARNING_RATE": "0.5", "ABI_STEPS": "5"})
     (tmp_path / "again.yaml").write_text(made.train_yaml)
     again = load(TrainConfig, tmp_path / "again.yaml", env={})
     assert again == made.train
     assert (again.steps, again.optimizer.learning_rate) == (7, 0.5)
     assert dump_yaml(again) == made.train_yaml
+
+
+def test_names_that_kubernetes_takes(tmp_path: Path) -> None:
+    gke = {"namespace": "2024-team", "secrets": ["keys.v1"], "volumes": [{"claim": "0.data-1.x", "path": "/data"}]}
+    config = load(LaunchConfig, launch_file(tmp_path, gke=gke), env={}).gke
+    assert (config.namespace, config.volumes[0].claim, config.secrets) == ("2024-team", "0.data-1.x", ("keys.v1",))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("1-12", 129600), ("1-12:30", 131400)),
+        *(("2-00:00:01", 172801), ("0", None), ("0:00", None)),
+    ],
+)
+def test_time_limits_are_read_as_slurm_does(text: str, seconds: int | None) -> None:
+    assert SlurmSection(time_limit=text).time_limit_s == seconds
 
 
 def test_a_bad_override_is_named(tmp_path: Path) -> None:

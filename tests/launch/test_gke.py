@@ -79,6 +79,11 @@ def pods(jobset: dict[str, Any]) -> list[tuple[int, int]]:
     return [(j, p) for j in range(replicated["replicas"]) for p in range(completions)]
 
 
+def expanded(text: str, env: dict[str, str]) -> str:
+    """What kubelet makes of a value or an argument: `$$` is a dollar sign, `$(NAME)` a variable that there is."""
+    return re.sub(r"\$\$|\$\((\w+)\)", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), text)
+
+
 def run_pod(jobset: dict[str, Any], job_index: int, pod_index: int) -> subprocess.CompletedProcess[str]:
     """Runs the container's command with the environment that kubelet, Job and JobSet controllers give it."""
     container = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
@@ -89,14 +94,14 @@ def run_pod(jobset: dict[str, Any], job_index: int, pod_index: int) -> subproces
     env: dict[str, str] = {}
     for entry in container["env"]:
         if "value" in entry:
-            env[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env.get(m[1], m[0]), entry["value"])
+            env[entry["name"]] = expanded(entry["value"], env)
         else:
             field = re.fullmatch(r"metadata\.annotations\['(.*)'\]", entry["valueFrom"]["fieldRef"]["fieldPath"])
             assert field is not None
             env[entry["name"]] = annotations[field[1]]
     env |= {"JOB_COMPLETION_INDEX": str(pod_index), "HOSTNAME": f"tiny-worker-{job_index}-{pod_index}"}
     env |= {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    command = [*container["command"], *container["args"]]
+    command = [expanded(part, env) for part in (*container["command"], *container["args"])]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -176,13 +181,38 @@ def test_every_pod_learns_who_it_is(tmp_path: Path) -> None:
 
 
 def test_setup_and_variables_reach_the_program(tmp_path: Path) -> None:
-    odd = 'it\'s "$HOME" # : \u00e9\n{}'
+    odd = 'it\'s "$HOME" $$ $(JOB_INDEX) # : \u00e9\U0001f600\x85\n{}'
     gke = {"volumes": [{"claim": "c", "path": str(tmp_path)}]}
-    setup = ["if true; then", "  echo 'a: b'", "fi"]
+    setup = ["if true; then", "  echo 'a: b' '$$' '$(JOB_INDEX)' $(echo c)", "fi"]
     _, jobset = rendered(
         tmp_path, env={"ODD": odd}, setup=setup, command="printenv ODD #", gke=gke, workdir=str(tmp_path)
     )
-    assert run_pod(jobset, 0, 0).stdout == f"a: b\n{odd}\n"
+    assert run_pod(jobset, 0, 0).stdout == f"a: b $$ $(JOB_INDEX) c\n{odd}\n"
+
+
+def test_a_key_of_the_training_configuration_does_not_reach_it(tmp_path: Path) -> None:
+    gke = {"volumes": [{"claim": "c", "path": str(tmp_path)}]}
+    setup = ["export ABI_STEPS=3 ABI_DATA__LENGTH=9"]
+    _, jobset = rendered(tmp_path, setup=setup, command="env #", gke=gke, workdir=str(tmp_path))
+    names = {line.split("=")[0] for line in run_pod(jobset, 0, 1).stdout.splitlines()}
+    mine = {name for name in names if name.startswith("ABI_")}
+    assert mine == {"ABI_COORDINATOR", "ABI_NUM_PROCESSES", "ABI_PROCESS_ID", "ABI_START_TIMEOUT"}
+
+
+def test_secrets_are_variables_whose_values_no_file_has(tmp_path: Path) -> None:
+    _, jobset = rendered(tmp_path, gke={"secrets": ["keys", "more.keys"]})
+    (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}, {"secretRef": {"name": "more.keys"}}]
+
+
+def test_names_that_yaml_would_take_for_something_else(tmp_path: Path) -> None:
+    gke = {"namespace": "1e3", "volumes": [{"claim": "123", "path": "/shared"}]}
+    config_map, jobset = rendered(tmp_path, name="true", env={"NO": "yes"}, gke=gke)
+    check_jobset(jobset)
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    assert (config_map["metadata"]["namespace"], jobset["metadata"]["name"], claims) == ("1e3", "true", ["123"])
+    assert {"name": "NO", "value": "yes"} in pod["containers"][0]["env"]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def test_what_is_asked_of_slurm(tmp_path: Path) -> None:
         ),
         *("--open-mode=append", "--signal=TERM@120", "--requeue", "--exclusive"),
     ]
-    assert "srun --kill-on-bad-exit=0 --wait=900 '--container-image=a b' abi train" in text
+    # Since SLURM 22.05 srun does not take it from the job.
+    assert "srun --kill-on-bad-exit=0 --wait=900 --cpus-per-task=12 '--container-image=a b' bash -c" in text
     assert not any("gpus" in line for line in directives(script(tmp_path, **CPU)))
 
 
@@ -137,14 +138,36 @@ def test_the_script_is_bash_whatever_is_in_it(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
     (tmp_path / "env.sh").write_text('module() { echo "module $*"; }\n')
     ran = sbatch(tmp_path, text)
-    assert (ran.status, ran.out.splitlines()) == (0, ["module load cuda", odd, odd])
+    assert (ran.status, sorted(ran.out.splitlines())) == (0, sorted([odd, "module load cuda"] * 2))
+
+
+def test_setup_is_run_where_every_task_is(tmp_path: Path) -> None:
+    text = script(tmp_path, setup=["export NODE=on-$SLURM_PROCID"], command="printenv NODE #")
+    assert sorted(sbatch(tmp_path, text).out.split()) == ["on-0", "on-1"]
+    failed = sbatch(tmp_path, script(tmp_path, setup=["false"], command="echo trained"))
+    assert (failed.status, failed.out) == (1, "")
+
+
+def test_what_is_set_where_it_is_submitted_does_not_reach_training(tmp_path: Path) -> None:
+    text = script(tmp_path, setup=["export ABI_DATA__LENGTH=9"], command="env #")
+    ran = sbatch(tmp_path, text, ABI_STEPS="3", ABI_PROCESS_ID="0", ABI_COORDINATOR="elsewhere:1")
+    names = {line.split("=")[0] for line in ran.out.splitlines() if line.startswith("ABI_")}
+    assert names == {"ABI_NUM_PROCESSES", "ABI_START_TIMEOUT"}
+
+
+@pytest.mark.parametrize("limit", ["1", "0:30", "6"])
+def test_a_time_limit_that_leaves_no_time_to_train_is_refused(limit: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"slurm\.time_limit = .*, with grace_s = 120; expected more than 360 s"):
+        script(tmp_path, slurm={"time_limit": limit})
+    script(tmp_path, slurm={"time_limit": "6:01"})
+    script(tmp_path, slurm={"time_limit": "0"})
 
 
 @pytest.mark.parametrize(
     ("status", "state", "runs", "requeued"),
     [
         (0, "RUNNING", 1, 0),
-        (143, "RUNNING", 6, 6),  # pre-empted: always
+        (143, "RUNNING", 6, 3),  # stopped without a step further
         (1, "RUNNING", 6, 3),  # failed: `max_restarts` times
         (143, "CANCELLED", 1, 0),  # by scancel
         (143, "COMPLETING", 1, 0),  # SLURM queues it again by itself
@@ -155,7 +178,15 @@ def test_what_is_started_again(status: int, state: str, runs: int, requeued: int
     ran = [sbatch(tmp_path, text, FAKE_STATE=state, SLURM_JOB_ID="77") for _ in range(runs)]
     assert {r.status for r in ran} == {status}
     assert sum(r.requeued for r in ran) == requeued
-    assert ("3 restarts are used up" in ran[-1].err) == (status == 1)
+    assert ("3 restarts are used up" in ran[-1].err) == (runs > requeued > 0)
+
+
+def test_a_job_that_gets_further_is_queued_again_every_time(tmp_path: Path) -> None:
+    further = "mkdir -p run/checkpoints/$(($(ls run/checkpoints | wc -l) + 8)) run/checkpoints/99.partial; exit 143"
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    text = script(tmp_path, command=f"sh -c '{further}'")
+    ran = [sbatch(tmp_path, text, tasks=1, SLURM_JOB_ID="77") for _ in range(6)]
+    assert [(r.status, r.requeued) for r in ran] == [(143, 1)] * 6
 
 
 def test_a_task_that_never_starts_is_named(tmp_path: Path) -> None:

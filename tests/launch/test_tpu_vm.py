@@ -1,5 +1,6 @@
 """The TPU VM script, run with a stand-in for gcloud whose TPUs come, go and are taken away."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -66,16 +67,24 @@ def script(folder: Path, **changes: Any) -> str:
     return make_plan(job(folder, "tpu-vm", workdir=str(folder / "work"), **settings), folder).files["train.sh"]
 
 
-def run(folder: Path, text: str, states: list[str], ssh: list[int], **plan: int) -> Ran:
+def run(
+    folder: Path, text: str, states: list[str], ssh: list[int], env: dict[str, str] | None = None, **plan: int
+) -> Ran:
     program(folder / "bin", "gcloud", GCLOUD)
     (folder / "plan.json").write_text(json.dumps({"states": states, "ssh": ssh} | plan))
-    env = os.environ | {
-        "PATH": f"{folder / 'bin'}{os.pathsep}/usr/bin:/bin",
-        "FAKE_HOME": str(folder),
-        "ABI_LAUNCH_POLL_S": "0",
-    }
-    done = subprocess.run(["bash"], input=text, env=env, capture_output=True, text=True, timeout=60)
-    calls = [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+    variables = (
+        os.environ
+        | {
+            "PATH": f"{folder / 'bin'}{os.pathsep}/usr/bin:/bin",
+            "FAKE_HOME": str(folder),
+            "HOME": str(folder),
+            "LAUNCH_POLL_S": "0",
+        }
+        | (env or {})
+    )
+    done = subprocess.run(["bash"], input=text, env=variables, capture_output=True, text=True, timeout=60)
+    log = folder / "calls.jsonl"
+    calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return Ran(done.returncode, calls, done.stderr)
 
 
@@ -157,6 +166,40 @@ def test_workers_get_settings_variables_and_setup(tmp_path: Path) -> None:
         assert (home / "said").read_text().splitlines() == [odd, "4", str(tmp_path / "work"), str(settings)]
         assert (home / "ready").exists()
         assert settings.read_text() == job(tmp_path, "tpu-vm", accelerator="v5e", nodes=4).train_yaml
+
+
+def test_what_is_set_on_a_worker_does_not_reach_training(tmp_path: Path) -> None:
+    text = script(tmp_path, setup=["export ABI_DATA__LENGTH=9"], command='env > "$HOME/env" #')
+    assert run(tmp_path, text, ["ACTIVE"], [0], {"ABI_STEPS": "3", "ABI_PROCESS_ID": "1"}).status == 0
+    lines = (tmp_path / "0" / "env").read_text().splitlines()
+    assert {n.split("=")[0] for n in lines if n.startswith("ABI_")} == {"ABI_NUM_PROCESSES", "ABI_START_TIMEOUT"}
+
+
+def test_training_outlives_the_connection_that_started_it(tmp_path: Path) -> None:
+    """What it says goes to a file, of which the connection sees what is new."""
+    said = "sh -c 'echo one; sleep 1; echo two; sleep 0.5; echo three; exit 7' sh"
+    text = script(tmp_path, command=said)
+    worker = text.partition("<<'ON_EVERY_WORKER' || true\n")[2].partition("ON_EVERY_WORKER\n")[0]
+    env = os.environ | {"HOME": str(tmp_path)}
+    log = tmp_path / ".abi-launch" / "tiny" / "log"
+    log.parent.mkdir(parents=True)
+    log.write_text("from before\n")
+    heard = subprocess.run(["bash", "-c", worker], env=env, capture_output=True, text=True, timeout=60)
+    assert (heard.returncode, heard.stdout) == (7, "one\ntwo\nthree\n")
+    with subprocess.Popen(["bash", "-c", worker], env=env, stdout=subprocess.PIPE, text=True) as lost:
+        assert lost.stdout is not None and lost.stdout.readline() == "one\n"
+        lost.stdout.close()
+        assert lost.wait(timeout=60) == 7
+    assert log.read_text() == "from before\n" + "one\ntwo\nthree\n" * 2
+
+
+def test_two_launches_of_one_tpu_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / ".abi-launch").mkdir()
+    with (tmp_path / ".abi-launch" / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = run(tmp_path, script(tmp_path), ["ACTIVE"], [0])
+        assert (ran.status, ran.calls) == (1, []) and "another launch of it runs on this machine" in ran.err
+    assert run(tmp_path, script(tmp_path), ["ACTIVE"], [0]).status == 0
 
 
 def test_what_an_earlier_connection_left_behind_is_stopped_first(tmp_path: Path) -> None:
