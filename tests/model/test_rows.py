@@ -76,4 +76,4 @@ def test_a_row_mask_lets_only_those_rows_of_the_bank_move() -> None:
             moving += 1
         else:
             assert not mask.any()
-    assert moving == 2 + 3 + 1 + 4  # injection, heads, masks, and the cores of four inputs
+    assert moving == 2 + 4 + 1 + 4  # injection, heads with their bias, masks, and the cores of four inputs
