@@ -133,15 +133,14 @@ def _answers(directory: Path, question: str, out: Any) -> dict[str, str]:
 
 
 def _figure(folder: Path, matrices: dict[str, Any]) -> Path:
-    import json
-
     from matplotlib.figure import Figure
+
+    from abi_jax.train.report import METRICS, read_metrics
 
     figure = Figure(figsize=(5 * (1 + len(matrices)), 4), layout="constrained")
     curves, *tables = figure.subplots(1, 1 + len(matrices))
     for name in RUNS:
-        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        records = [r for r in read_metrics(folder / name / METRICS) if "loss" in r]
         curves.plot([r["step"] for r in records], [r["loss"] for r in records], label=name)
     curves.set(xlabel="step", ylabel="loss (nats a token)", title="Training")
     curves.legend()

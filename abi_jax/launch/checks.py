@@ -14,8 +14,8 @@ from abi_jax.model.config import ModelConfig
 from abi_jax.model.costs import MOMENTS, costs
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.sharding.mesh import AXES, MeshConfig, abstract_mesh, describe
-from abi_jax.sharding.rules import AxisRules, check_divides
-from abi_jax.train.objectives import BATCH_AXES
+from abi_jax.sharding.rules import AxisRules
+from abi_jax.train.setup import check_batch, check_length
 
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 # JAX takes this part of a GPU's memory when it starts, unless one of these says otherwise.
@@ -85,8 +85,7 @@ def _check_mesh(job: Job, report: Report) -> None:
         raise InputError(
             f"mesh.slices = {dict(mesh.slices)} asks for {slices} slices; on GPUs a slice is a node: expected {nodes}"
         )
-    spec = rules.spec(BATCH_AXES, grid)
-    check_divides((data.batch_size, data.length), BATCH_AXES, spec, grid, "data.batch_size x data.length")
+    check_batch(job.train, grid, rules)
     ways = grid.shape["data"] * grid.shape["fsdp"]
     report.checks.append(f"batch: {data.batch_size} rows of {data.length} tokens, {data.batch_size // ways} a device")
 
@@ -147,9 +146,7 @@ def _check_model(job: Job, report: Report) -> None:
     if model is None:
         report.warnings.append(f"model.init = {str(job.train.model.init)!r} is not here: its memory is not estimated")
         return
-    data = job.train.data
-    if data.length > model.max_length:
-        raise InputError(f"data.length = {data.length} is longer than the model's context of {model.max_length} tokens")
+    check_length(job.train, model)
     needed = memory_per_device(job, model)
     accelerator = job.accelerator
     if accelerator is None:

@@ -23,6 +23,11 @@ def settle(x: jax.Array) -> jax.Array:
     return jax.lax.clamp(-limit, jax.lax.optimization_barrier(x), limit)
 
 
+def unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:
+    """The slices along an axis. A split, because its gradient is one concatenation and not a sum of padded slices."""
+    return [part.squeeze(axis) for part in jax.lax.split(x, (1,) * x.shape[axis], axis)]
+
+
 class Linear(nnx.Module):
     """`y = W x + b` with `W` stored `[out, in]`."""
 

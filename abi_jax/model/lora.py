@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from abi_jax.model.config import ModelConfig, PersonaShape
-from abi_jax.model.layers import projection
+from abi_jax.model.layers import projection, unstack
 from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param
 
@@ -50,8 +50,8 @@ class Lora(nnx.Module):
     def layers(self) -> list[LowRank]:
         """Each layer's share."""
         down, up = self.down.get_value(), self.up.get_value()
-        parts = ((jax.lax.split(x, (1,) * x.shape[1], 1)) for x in (down, up))
-        return [LowRank(a.squeeze(1), b.squeeze(1), self.scale) for a, b in zip(*parts, strict=True)]
+        parts = zip(unstack(down, axis=1), unstack(up, axis=1), strict=True)
+        return [LowRank(*part, self.scale) for part in parts]
 
 
 def make_lora(config: ModelConfig, shape: PersonaShape) -> dict[str, Lora]:

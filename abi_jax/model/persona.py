@@ -18,7 +18,7 @@ from flax import nnx
 
 from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
-from abi_jax.model.layers import projection
+from abi_jax.model.layers import projection, unstack
 from abi_jax.model.lora import LowRank, make_lora, share
 from abi_jax.model.matmul import expand, project
 from abi_jax.model.weight import param
@@ -188,7 +188,7 @@ class CoreAdapters(nnx.Module):
         """Each layer's share; with the mixture `[B, P]` of whole rows, its cores are mixed."""
         ups = zip(*([up.get_value() for up in self.up[target]] for target in self.targets), strict=True)
         downs, core = (down.get_value() for down in self.down), self.core.get_value()
-        cores = _unstack(core if w is None else jnp.einsum("bp,plnij->blnij", w, core), axis=1)
+        cores = unstack(core if w is None else jnp.einsum("bp,plnij->blnij", w, core), axis=1)
         return [LayerCores(*parts, mixed=w is not None) for parts in zip(downs, cores, ups, strict=True)]
 
 
@@ -244,7 +244,7 @@ class PersonaBank(nnx.Module):
         us: list[Any] = [None] * self.num_layers
         if self.masks is not None:
             u = self.masks.values()
-            us = _unstack(mix_queries(u, w, roles) if single else u, axis=2)
+            us = unstack(mix_queries(u, w, roles) if single else u, axis=2)
         cores = {name: adapters.layers(w[:, 0] if single else None) for name, adapters in self.cores.items()}
         lora = {name: adapters.layers() for name, adapters in self.lora.items()}
         return [
@@ -260,8 +260,3 @@ class PersonaBank(nnx.Module):
         if "head" in self.lora:
             logits += self.lora["head"].layers()[0](h, w)
         return logits
-
-
-def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:
-    """The slices along an axis. A split, because its gradient is one concatenation and not a sum of padded slices."""
-    return [part.squeeze(axis) for part in jax.lax.split(x, (1,) * x.shape[axis], axis)]

@@ -19,10 +19,10 @@ def draw_curves(metrics: Path, figure: Path, best: int | None = None) -> None:
     whole.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
     if measured:
         whole.plot([s for s, _ in measured], [m["loss"] for _, m in measured], "o-", label="held out")
-        best, found = min(measured, key=lambda entry: entry[1]["loss"])
-        whole.annotate(
-            f"{found['loss']:.3f} at {best}", (best, found["loss"]), xytext=(4, 6), textcoords="offset points"
-        )
+    for step, found in measured:
+        if step == best:
+            place = (step, found["loss"])
+            whole.annotate(f"best: {found['loss']:.3f}", place, xytext=(4, 6), textcoords="offset points")
     of = [(s, m["loss_by_group"]) for s, m in measured] or [(r["step"], r["loss_by_group"]) for r in steps]
     for group in dict.fromkeys(name for _, by_group in of for name in by_group):
         line = [(s, by_group[group]) for s, by_group in of if group in by_group]

@@ -64,7 +64,7 @@ def _loop(
     watch = FiniteWatch(config.out)
     with ExitStack() as opened:
         validation = opened.enter_context(Validation(run)) if every else None
-        selection = begin_selection(run, validation.data if validation else "", checkpoints)
+        selection = begin_selection(run, validation.data if validation else "", checkpoints, done)
         report = opened.enter_context(Reporter(run, batches.groups, batches.attributes, done, progress))
         profile = opened.enter_context(closing(Profile(config.out / "profile" if config.profile else None, done)))
         preemption = opened.enter_context(Preemption())

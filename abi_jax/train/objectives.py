@@ -1,5 +1,7 @@
 """What training minimises."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +71,8 @@ def group_sums(losses: jax.Array, weights: jax.Array, group: jax.Array, groups: 
     counted = (weights > 0).astype(jnp.float32)
     member = jax.nn.one_hot(group, groups) * counted[..., None]
     return jnp.einsum("bt,btg->g", losses, member), jnp.sum(member, axis=(0, 1))
+
+
+def group_means(names: Sequence[str], sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """What `group_sums` gave, as the mean loss of every group that has a counted token."""
+    return {n: float(total / count) for n, total, count in zip(names, sums, counts, strict=True) if count}

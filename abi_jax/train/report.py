@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from abi_jax.errors import InputError
 from abi_jax.train.hardware import peak_flops
+from abi_jax.train.objectives import group_means
 from abi_jax.train.optimizer import make_schedule
 from abi_jax.train.setup import Run
 
@@ -69,13 +69,13 @@ class Reporter:
             "tokens_per_second": speed,
             "input_wait": self._waited / seconds,
             "epoch": epoch,
-            "loss_by_group": _means(self._groups, values["group_loss"], values["group_tokens"]),
+            "loss_by_group": group_means(self._groups, values["group_loss"], values["group_tokens"]),
         }
         if self._peak:
             record["mfu"] = speed * self._run.flops_per_token / self._peak
         if self._attributes:
             sums, counts = values["attribute_loss"][1:], values["attribute_tokens"][1:]
-            record |= {"bias": float(values["bias"]), "loss_by_attribute": _means(self._attributes, sums, counts)}
+            record |= {"bias": float(values["bias"]), "loss_by_attribute": group_means(self._attributes, sums, counts)}
         said = f"loss {record['loss']:.3f}, {speed:,.0f} tokens/s"
         if self._peak:
             said += f", MFU {record['mfu']:.0%}"
@@ -170,7 +170,3 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif f"{prefix}{name}" != "step" and math.isfinite(value):
             found[prefix + name] = float(value)
     return found
-
-
-def _means(names: tuple[str, ...], sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    return {n: float(total / count) for n, total, count in zip(names, sums, counts, strict=True) if count}

@@ -107,10 +107,9 @@ def begin(run: Run, batches: Batches, checkpoints: Checkpoints) -> tuple[TrainSt
     return TrainState(run.trained, inner, jax.device_put(np.int32(latest), whole)), run.frozen
 
 
-def begin_selection(run: Run, data: str, checkpoints: Checkpoints) -> Selection:
-    """What is known of the best step so far: what the newest checkpoint says, if it is of this metric and data."""
-    latest = checkpoints.latest()
-    before = None if latest is None else checkpoints.position(latest).get(BEST)
+def begin_selection(run: Run, data: str, checkpoints: Checkpoints, done: int) -> Selection:
+    """What is known of the best step so far: what step `done`, if there is one, says of this metric and data."""
+    before = checkpoints.position(done).get(BEST) if done else None
     selection = Selection(run.config.evaluation, data, before)
     if selection.restarted and run.config.evaluation.every and jax.process_index() == 0:
         print(

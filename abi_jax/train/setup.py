@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from abi_jax.data import load_split, texts
 from abi_jax.errors import InputError
@@ -96,7 +96,8 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
     else:
         tokenizer, model = start.tokenizer, start.config
         personas = _personas(start, config)
-    _check_rows(config, model, mesh, rules)
+    check_length(config, model)
+    check_batch(config, mesh, rules)
     if tokenizer.vocab_size > model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {model.vocab_size}")
 
@@ -157,11 +158,16 @@ def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]
     return (*(edited.get(p.name, p) for p in has), *(p for p in asked if p.name not in known))
 
 
-def _check_rows(config: TrainConfig, model: ModelConfig, mesh: Mesh, rules: AxisRules) -> None:
-    data = config.data
-    if data.length > model.max_length:
-        raise InputError(f"data.length = {data.length} is longer than the model's context of {model.max_length} tokens")
-    spec = rules.spec(BATCH_AXES, mesh)
+def check_length(config: TrainConfig, model: ModelConfig) -> None:
+    """Raises `InputError` where a row is longer than the model's context."""
+    length = config.data.length
+    if length > model.max_length:
+        raise InputError(f"data.length = {length} is longer than the model's context of {model.max_length} tokens")
+
+
+def check_batch(config: TrainConfig, mesh: Mesh | AbstractMesh, rules: AxisRules) -> None:
+    """Raises `InputError` where the mesh does not divide a batch, or the parts it is accumulated in."""
+    data, spec = config.data, rules.spec(BATCH_AXES, mesh)
     named = "data.batch_size" + (" / accumulate" if config.accumulate > 1 else "")
     check_divides((data.batch_size // config.accumulate, data.length), BATCH_AXES, spec, mesh, f"{named} x data.length")
 

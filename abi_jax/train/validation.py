@@ -14,7 +14,7 @@ from abi_jax.errors import InputError
 from abi_jax.model.weight import merge
 from abi_jax.train.feed import feed, open_batches
 from abi_jax.train.matrix import MatrixMeter
-from abi_jax.train.objectives import Arrays, cross_entropy, group_sums, inputs_of
+from abi_jax.train.objectives import Arrays, cross_entropy, group_means, group_sums, inputs_of
 from abi_jax.train.selection import check_metric
 from abi_jax.train.setup import Run
 from abi_jax.train.step import Objective, summed
@@ -56,13 +56,12 @@ class Validation:
         if not counts.sum():
             raise InputError("no token of the held-out data counts; expected answers there that a row has room for")
         loss = float(losses.sum() / counts.sum())
-        by_group = zip(batches.groups, losses, counts, strict=True)
         measured: dict[str, Any] = {
             "loss": loss,
             "perplexity": float(np.exp(loss)),
             "accuracy": float(bins[:, 2].sum() / bins[:, 0].sum()),
             "calibration_error": calibration_error(bins),
-            "loss_by_group": {name: float(total / count) for name, total, count in by_group if count},
+            "loss_by_group": group_means(batches.groups, losses, counts),
         }
         if self._matrix is not None:
             measured["matrix"] = self._matrix(trained, frozen).to_dict()
