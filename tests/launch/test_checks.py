@@ -52,6 +52,7 @@ def test_a_job_that_fits(tmp_path: Path) -> None:
         ({"overrides": ["mesh.fsdp=5"]}, "2 nodes x 8 h100 in 2 processes: mesh .*leaves no whole number"),
         ({"overrides": ["mesh.data=4"]}, "asks for 4 devices, there are 16"),
         ({"overrides": ["data.batch_size=24"]}, "'batch' of size 24 does not divide by 16"),
+        ({"overrides": ["data.batch_size=32", "accumulate=4"]}, "'batch' of size 8 does not divide by 16"),
         ({"nodes": 16, "overrides": ["mesh.tensor=128"]}, "of size 64 does not divide by 128"),
         ({"overrides": ["data.length=512"]}, "data.length = 512 is longer than the model's context of 256"),
         ({"overrides": ["out=gs://bucket/run"]}, "out = 'gs:/bucket/run': buckets are not read or written"),
