@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "without injection": (SHAPE | {"injection": False}, True),
     "without gate": (SHAPE | {"gate": False}, True),
     "without head bias": (SHAPE | {"head_bias": False}, True),
-    "without heads": (SHAPE | {"head_rank": 0, "head_bias": False}, True),
+    "without heads": (SHAPE | {"head_rank": 0}, True),
     "without cores": (SHAPE | {"core_rank": 0}, True),
 }
 ROWS = 12
@@ -195,9 +195,8 @@ def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rat
     with use(mesh, rules):
         run = prepare(replace(config, model=replace(config.model, init=out)), mesh, rules)
         found["parameters"] = count(run.trained)
-        data_config = replace(config.data, evaluate=files("test"))
-        measuring = replace(run, config=replace(run.config, data=data_config))
-        matrix = perplexity_matrix(measuring, run.trained, run.frozen).to_dict()
+        on_test = run.on(replace(config.data, evaluate=files("test")))
+        matrix = perplexity_matrix(on_test, run.trained, run.frozen).to_dict()
     own = {of: matrix[persona][of] for of, persona in sets.items()}
     best = all(own[of] == min(row[of] for row in matrix.values()) for of in sets)
     mean = statistics.geometric_mean(own.values())

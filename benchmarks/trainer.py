@@ -4,19 +4,26 @@
 
 The same shape (34M parameters, f32, AdamW, clipping), rows of the same length, checkpoints with optimizer state at the
 same steps, two threads. Ours reads chat records, tokenises, packs, labels and feeds them while it trains, and hashes
-and links what it saves. The Trainer is handed rows that are tokenised already. Every run is a process of its own, one
-at a time, engines in turn; the first steps, in which programs are compiled, are not counted. Prints one JSON object:
-tokens/s by engine and round, medians, `ratio` of ours to the better of eager and compiled, and the share of ours that
-waited for input. Needs torch, transformers, accelerate.
+and links what it saves. The Trainer is handed rows that are tokenised already. Every engine is a process; all but one
+are stopped (SIGSTOP), in turns of some seconds, so that what else the machine does falls on all alike; time counts
+while a process runs. The first steps, in which programs are compiled, are not counted. Prints one JSON object:
+tokens/s by engine, the spread over windows of 5 steps, `ratio` of ours to the better of eager and compiled, the share
+of ours that waited for input, and the seconds that ours took to its second step, programs cached and not. Needs torch,
+transformers, accelerate.
 """
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -24,16 +31,16 @@ from unittest.mock import patch
 import numpy as np
 
 ROWS, LENGTH = 8, 256
-WARM_UP, STEPS, SAVE_EVERY = 5, 45, 20
+WARM_UP, STEPS, SAVE_EVERY = 5, 60, 20
 ENGINES = ("ours", "transformers", "transformers compiled")
 
 
 def main() -> None:
-    """Runs every engine in turn and prints the comparison."""
+    """Runs the engines in turns and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="chat records, JSONL")
     parser.add_argument("--folder", type=Path, default=Path("runs/trainer"), help="where runs are written")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turn", type=float, default=10.0, help="seconds that an engine runs before the next does")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
@@ -41,36 +48,76 @@ def main() -> None:
         print(json.dumps(run(options.data, options.folder, "compiled" in options.engine)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
-    for number in range(options.rounds):
-        for engine in ENGINES:
-            said = subprocess.run(
-                [sys.executable, "-m", "benchmarks.trainer", "--engine", engine]
-                + ["--data", str(options.data), "--folder", str(options.folder)],
-                stdout=subprocess.PIPE,
-                check=True,
-                text=True,
-            ).stdout
-            found[engine].append(json.loads(said.splitlines()[-1]))
-            print(f"round {number + 1}: {engine}: {found[engine][-1]}", file=sys.stderr, flush=True)
-    speeds = {engine: median(run["tokens_per_second"] for run in runs) for engine, runs in found.items()}
-    best = max(speed for engine, speed in speeds.items() if engine != "ours")
+    with tempfile.TemporaryDirectory() as cache:
+        found = in_turns(list(ENGINES), options, cache)
+        (again,) = in_turns(["ours"], options, cache).values()
+    speeds, spread = {}, {}
+    for engine, said in found.items():
+        ends, active = said["steps"], said["active"]
+        windows = [5 * ROWS * LENGTH / overlap(active, a, b) for a, b in pairwise(ends)]
+        speeds[engine] = (STEPS - WARM_UP) * ROWS * LENGTH / overlap(active, ends[0], said["end"])
+        spread[engine] = [round(x) for x in quantiles(windows, n=4)]
     report = {
         "shape": "34m",
         "rows": ROWS,
         "length": LENGTH,
         "save_every": SAVE_EVERY,
         "tokens_per_second": {engine: round(speed) for engine, speed in speeds.items()},
-        "ratio": round(speeds["ours"] / best, 3),
-        "input_wait": max(run["input_wait"] for run in found["ours"]),
-        "warm_start_s": [run["start_s"] for run in found["ours"]],
-        "rounds": {engine: [round(run["tokens_per_second"]) for run in runs] for engine, runs in found.items()},
+        "quartiles_of_windows": spread,
+        "ratio": round(speeds["ours"] / max(speed for engine, speed in speeds.items() if engine != "ours"), 3),
+        "input_wait": max(said["input_wait"] for said in (found["ours"], again)),
+        "cold_start_s": round(overlap(found["ours"]["active"], found["ours"]["began"], found["ours"]["second"]), 1),
+        "warm_start_s": round(again["second"] - again["began"], 1),
     }
     print(json.dumps(report))
 
 
+def in_turns(engines: list[str], options: argparse.Namespace, cache: str) -> dict[str, dict[str, Any]]:
+    """Runs engines as processes, one at a time, a turn each until all have ended; what they printed, and `active`: from
+    when to when each of them ran.
+    """
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+    running, active, found = {}, {engine: list[tuple[float, float]]() for engine in engines}, {}
+    for engine in engines:
+        command = [sys.executable, "-m", "benchmarks.trainer", "--engine", engine, "--data", str(options.data)]
+        folder = options.folder / engine.replace(" ", "-")
+        running[engine] = subprocess.Popen(
+            [*command, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True, env=env
+        )
+        if len(engines) > 1:
+            os.killpg(running[engine].pid, signal.SIGSTOP)
+    try:
+        while running:
+            for engine, process in list(running.items()):
+                start = perf_counter()
+                os.killpg(process.pid, signal.SIGCONT)
+                while (alone := len(engines) == 1) or perf_counter() < start + options.turn:
+                    if process.poll() is not None:
+                        break
+                    time.sleep(0.2 if alone else 0.02)
+                active[engine].append((start, perf_counter()))
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGSTOP)
+                    continue
+                assert process.stdout is not None
+                if process.returncode:
+                    raise SystemExit(f"{engine} exited with {process.returncode}")
+                found[engine] = json.loads(process.stdout.read().splitlines()[-1]) | {"active": active[engine]}
+                print(f"{engine}: done", file=sys.stderr, flush=True)
+                del running[engine]
+    finally:
+        for process in running.values():
+            os.killpg(process.pid, signal.SIGKILL)
+    return found
+
+
+def overlap(active: list[tuple[float, float]], start: float, end: float) -> float:
+    """Seconds of [start, end] in which a process ran. Linux has one `perf_counter` for all processes."""
+    return sum(max(0.0, min(b, end) - max(a, start)) for a, b in active)
+
+
 def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
-    """Trains with `abi_jax.train`; the clock starts when step `WARM_UP` is done, which its report waits for."""
+    """Trains with `abi_jax.train`; every `WARM_UP` steps a report waits until they are done."""
     began = perf_counter()
     from abi_jax.sharding.host_memory import keep_memory
 
@@ -80,6 +127,7 @@ def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
     from abi_jax.train import loop
     from abi_jax.train.config import ModelSection, TrainConfig
     from abi_jax.train.feed import feed
+    from abi_jax.train.report import read_metrics
     from benchmarks.checkpointing import MODEL
 
     times = []
@@ -88,10 +136,9 @@ def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
         times.append(perf_counter())
         return feed(*args)
 
-    out = folder / "ours"
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     config = TrainConfig(
-        out=out,
+        out=folder,
         steps=STEPS,
         checkpoint_every=SAVE_EVERY,
         keep=1,
@@ -102,13 +149,14 @@ def ours(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
     )
     with patch.object(loop, "feed", timed):
         last = loop.train(config, progress=False)
-    seconds = perf_counter() - times[WARM_UP]
-    waits = [json.loads(line)["input_wait"] for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+    waits = [record["input_wait"] for record in read_metrics(folder / "metrics.jsonl")][1:]
     assert last["step"] == STEPS
     return {
-        "tokens_per_second": (STEPS - WARM_UP) * ROWS * LENGTH / seconds,
+        "began": began,
+        "second": times[1],  # everything was read, made and compiled
+        "steps": times[WARM_UP::WARM_UP],
+        "end": perf_counter(),
         "input_wait": round(max(waits), 5),
-        "start_s": round(times[1] - began, 1),  # to the second batch: everything was read, made and compiled
     }
 
 
@@ -127,10 +175,9 @@ def theirs(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             times.append(perf_counter())
 
-    out = folder / "theirs"
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     arguments = TrainingArguments(
-        output_dir=str(out),
+        output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=ROWS,
         learning_rate=3e-4,
@@ -146,7 +193,7 @@ def theirs(data: Path, folder: Path, compiled: bool) -> dict[str, Any]:
     model = LlamaForCausalLM(LlamaConfig(**SHAPES["34m"]))
     items = [{"input_ids": torch.as_tensor(row), "labels": torch.as_tensor(row)} for row in rows]
     Trainer(model=model, args=arguments, train_dataset=items, callbacks=[Clock()]).train()
-    return {"tokens_per_second": (STEPS - WARM_UP) * ROWS * LENGTH / (perf_counter() - times[WARM_UP - 1])}
+    return {"steps": times[WARM_UP - 1 :: WARM_UP], "end": perf_counter()}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from abi_jax.data.packing import Batch, RowPacker, assemble
 from abi_jax.data.pipeline import Batches, merge_states
 from abi_jax.data.records import Record, Records, is_held_out, parse_record, read_records, texts
 from abi_jax.data.sources import demo_files, resolve
-from abi_jax.data.splits import Split, load_split, load_splits
+from abi_jax.data.splits import Split, Splits
 
 __all__ = [
     "BalanceConfig",
@@ -21,11 +21,10 @@ __all__ = [
     "Records",
     "RowPacker",
     "Split",
+    "Splits",
     "assemble",
     "demo_files",
     "is_held_out",
-    "load_split",
-    "load_splits",
     "merge_states",
     "parse_record",
     "read_records",

@@ -17,7 +17,7 @@ from abi_jax.data.hashing import mixed, permutation
 from abi_jax.data.packing import RowPacker
 from abi_jax.data.progress import watched
 from abi_jax.data.records import KEPT_REASONS, Record, Tally
-from abi_jax.data.splits import Splits, load_splits
+from abi_jax.data.splits import Splits
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona
 from abi_jax.text.roles import Role
@@ -107,7 +107,7 @@ def inspect(
     nothing is said about rows. Raises `InputError` for what cannot be read, or holds no usable record.
     """
     config = replace(config, bad_records="skip")
-    splits = load_splits(config, personas)
+    splits = Splits(config, personas)
     train = list(splits.train.records)
     records = [*train, *splits.held_out.records]
     pairs = [(record, answer) for record in records for answer in answers(record, config.mode)]

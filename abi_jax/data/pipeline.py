@@ -23,7 +23,7 @@ from abi_jax.data.config import DataConfig
 from abi_jax.data.examples import Example, ExampleSource, attribute_values
 from abi_jax.data.packing import Batch, RowPacker, assemble
 from abi_jax.data.records import Record
-from abi_jax.data.splits import Split, check_not_empty, load_splits
+from abi_jax.data.splits import Split, Splits
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona, mixture_name
 from abi_jax.text.tokenizer import Tokenizer
@@ -147,19 +147,22 @@ class Batches(Iterator[Batch]):
         split: Split = "train",
         process_index: int = 0,
         process_count: int = 1,
+        splits: Splits | None = None,
     ) -> None:
-        """Raises `InputError` for bad records, an empty split, and a batch the processes do not divide."""
+        """splits: the data, if something has read them already; of a configuration that reads the same.
+
+        Raises `InputError` for bad records, an empty split, and a batch the processes do not divide.
+        """
         if config.batch_size % process_count:
             raise InputError(
                 f"batch_size = {config.batch_size} does not divide by {process_count} processes; expected a multiple"
             )
-        # A value of an attribute has one number on both sides.
-        both: tuple[Split, ...] = ("train", "held_out")
-        splits = load_splits(config, personas, both if config.bias_by else (split,))
-        side = splits.train if split == "train" else splits.held_out
-        check_not_empty(config, split, side)
+        splits = splits or Splits(config, personas)
+        side = splits.side(split)
         records = side.records
-        self.attributes = tuple(attribute_values([*splits.train.records, *splits.held_out.records], config.bias_by))
+        # A value of an attribute has one number on both sides.
+        everyone = [*splits.train.records, *splits.held_out.records] if config.bias_by else []
+        self.attributes = tuple(attribute_values(everyone, config.bias_by))
         if config.bias_by and not self.attributes:
             raise InputError(f"bias_by = {config.bias_by!r}, but no record has that attribute; expected at least one")
         self.config, self.split = config, split

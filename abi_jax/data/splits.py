@@ -1,7 +1,8 @@
 """The two sides of the data: what is trained on, and what is kept apart to measure on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 from abi_jax.data.config import DataConfig
@@ -14,75 +15,68 @@ from abi_jax.persona import Persona
 Split = Literal["train", "held_out"]
 
 
-@dataclass(frozen=True)
 class Splits:
-    """Both sides, each with the tally of the files that it was read from: "read", "skipped" and "cleaned" records,
-    and, of this side, those left out as "exact", "near" or "leaked" duplicates. A side not asked for is empty.
+    """Both sides of the data as `config` says: read, cleaned, parted, without duplicates; each once, when asked for.
+
+    A side's tally counts, by data set, the "read", "skipped" and "cleaned" records of the files it was read from, and
+    those of its own left out as "exact", "near" or "leaked" duplicates.
     """
 
-    train: Records
-    held_out: Records
+    def __init__(self, config: DataConfig, personas: Sequence[Persona] | None = ()) -> None:
+        """personas: None leaves names unchecked, and a record needs none."""
+        self.config, self.personas = config, personas
+
+    @cached_property
+    def train(self) -> Records:
+        """What is trained on."""
+        against_leaks = self.config.duplicates != "keep"
+        train = self._read_train if self.config.evaluate else self._part(False)
+        return _distinct(self.config, train, self._read_held_out.records if against_leaks else ())
+
+    @cached_property
+    def held_out(self) -> Records:
+        """What is measured on."""
+        return _distinct(self.config, self._read_held_out)
+
+    def side(self, split: Split) -> Records:
+        """One of the two. Raises `InputError` saying where its records went, if it has none."""
+        side = self.train if split == "train" else self.held_out
+        if not side.records:
+            raise InputError(_why_empty(self.config, split, side))
+        return side
+
+    @cached_property
+    def _read_train(self) -> Records:
+        return self._read(self.config.train)
+
+    @cached_property
+    def _read_held_out(self) -> Records:
+        return self._read(self.config.evaluate) if self.config.evaluate else self._part(True)
+
+    def _read(self, sources: Sequence[str]) -> Records:
+        config = self.config
+        checked = config.mode == "persona" and self.personas is not None
+        names = [p.name for p in self.personas] if checked and self.personas is not None else None
+        return read_records(resolve(sources), names, config.bad_records, checked, config.clean)
+
+    def _part(self, apart: bool) -> Records:
+        """The records of the training files that are kept apart by their content, or the others."""
+        read, one_in = self._read_train, self.config.folds or self.config.held_out
+        records = tuple(r for r in read.records if is_held_out(r, one_in, self.config.fold) == apart)
+        return replace(read, records=records)
 
 
-def load_splits(
-    config: DataConfig, personas: Sequence[Persona] | None = (), sides: Sequence[Split] = ("train", "held_out")
-) -> Splits:
-    """Reads, cleans, splits, and leaves out duplicates, as `config` says.
-
-    personas: None leaves names unchecked, and a record needs none.
-    """
-    train = held_out = Records(())
-    against_leaks = "train" in sides and config.duplicates != "keep"
-    if not config.evaluate:
-        read = _read(config, config.train, personas)
-        one_in = config.folds or config.held_out
-        apart = [is_held_out(r, one_in, config.fold) for r in read.records]
-        train, held_out = (
-            replace(
-                read,
-                records=tuple(r for r, a in zip(read.records, apart, strict=True) if a == side),
-                tally={name: counts.copy() for name, counts in read.tally.items()},
-            )
-            for side in (False, True)
-        )
-    else:
-        if "train" in sides:
-            train = _read(config, config.train, personas)
-        if "held_out" in sides or against_leaks:
-            held_out = _read(config, config.evaluate, personas)
-    return Splits(
-        _distinct(config, train, held_out.records) if "train" in sides else Records(()),
-        _distinct(config, held_out) if "held_out" in sides else Records(()),
-    )
-
-
-def load_split(config: DataConfig, split: Split, personas: Sequence[Persona] = ()) -> tuple[list[Record], int]:
-    """Returns the records of a split and how many records were skipped. Raises `InputError` if it is empty."""
-    side = getattr(load_splits(config, personas, (split,)), split)
-    check_not_empty(config, split, side)
-    return list(side.records), side.skipped
-
-
-def check_not_empty(config: DataConfig, split: Split, side: Records) -> None:
-    """Raises `InputError` saying where the records of a split went, if it has none."""
-    if side.records:
-        return
+def _why_empty(config: DataConfig, split: Split, side: Records) -> str:
     sources = config.evaluate if split == "held_out" and config.evaluate else config.train
     read = sum(counts["read"] - counts["skipped"] for counts in side.tally.values())
     dropped = sum(counts[reason] for counts in side.tally.values() for reason in ("exact", "near", "leaked"))
     apart = f"fold {config.fold} of {config.folds}" if config.folds else f"one in held_out = {config.held_out}"
     why = "" if config.evaluate else f", {apart} kept apart"
     why += f", {dropped} duplicates left out" if dropped else ""
-    raise InputError(
+    return (
         f"the {split} split of {', '.join(sources)} is empty: {read} records{why}; "
         "expected more records or another held_out"
     )
-
-
-def _read(config: DataConfig, sources: Sequence[str], personas: Sequence[Persona] | None) -> Records:
-    checked = config.mode == "persona" and personas is not None
-    names = [p.name for p in personas] if checked and personas is not None else None
-    return read_records(resolve(sources), names, config.bad_records, checked, config.clean)
 
 
 def _distinct(config: DataConfig, side: Records, held_out: Sequence[Record] = ()) -> Records:

@@ -185,7 +185,7 @@ def memory_per_device(job: Job, model: ModelConfig) -> int:
     A frozen backbone has neither gradients nor moments; its persona terms are counted as if no mesh split them.
     """
     mesh, train = resolved_mesh(job), job.train
-    rows = max(1, train.data.batch_size // (mesh.data * mesh.fsdp))
+    rows = max(1, train.data.batch_size // train.accumulate // (mesh.data * mesh.fsdp))
     table = costs(model, mesh, train.data.length, rows, train.optimizer.kind)
     if train.data.mode == "persona" and train.freeze_backbone:
         trained = 4 * table["persona_parameters"] * (1 + MOMENTS[train.optimizer.kind])

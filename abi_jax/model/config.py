@@ -34,7 +34,7 @@ class PersonaShape:
     """Sizes of the persona terms. `mask` or `injection` false, a rank of 0 leave that term out.
 
     `capacity` rows are allotted, whether used or not, so that adding a persona compiles nothing. `mask_bound`:
-    see `model.persona.MaskQueries`. `head_bias`: with `head_rank`, a bias over the vocabulary for every persona.
+    see `model.persona.MaskQueries`. `head_bias`: where there are heads, a bias over the vocabulary for every persona.
     `lora_rank`, scaled by `lora_alpha`: LoRA for every persona, the usual baseline (see `model.lora`).
     `response_only` says how the bank was trained, and so how it is served; a run sets it from `data.response_only`.
     """
@@ -46,8 +46,8 @@ class PersonaShape:
     injection: bool = True
     injection_rank: int = 4
     gate: bool = True
-    head_rank: int = 4
-    head_bias: bool = False
+    head_rank: int = 8
+    head_bias: bool = True
     core_rank: int = 8
     core_mlp: bool = False
     lora_rank: int = 0
@@ -63,8 +63,6 @@ class PersonaShape:
                 raise InputError(f"persona.{name} = {getattr(self, name)}; expected 0 (no such term) or more")
         if self.mask_bound is not None and not self.mask_bound > 0:
             raise InputError(f"persona.mask_bound = {self.mask_bound}; expected a number above 0, or null for no bound")
-        if self.head_bias and not self.head_rank:
-            raise InputError("persona.head_bias = True with head_rank = 0; expected a head for the bias to belong to")
         if not self.lora_alpha > 0:
             raise InputError(f"persona.lora_alpha = {self.lora_alpha}; expected a number above 0")
         if not (self.mask or self.injection or self.head_rank or self.core_rank or self.lora_rank):

@@ -61,24 +61,29 @@ def expand(x: jax.Array, up: jax.Array) -> jax.Array:
     if current_platform() != "cpu":
         return jnp.einsum("...r,rf->...f", x, up)
     if x.size // x.shape[-1] <= SINGLE_ROWS:
-        return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])
-    return _expand_many(x, up)
+        return _written_out(x, up)
+    return _many_rows(x, up.T)
 
 
 @jax.custom_vjp
-def _expand_many(x: jax.Array, up: jax.Array) -> jax.Array:
-    return jnp.einsum("...r,rf->...f", x, up)
+def combine(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """As `expand`, but always written out: for results so large that they should never lie in memory by themselves."""
+    return _written_out(x, rows.astype(x.dtype))
 
 
-def _expand_forward(x: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _expand_many(x, up), (x, up)
+def _combine_forward(x: jax.Array, rows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return combine(x, rows), (x, rows)
 
 
-def _expand_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As a product of two matrices, so that the wide one, `dy`, is read as it lies and not transposed first."""
-    x, up = saved
-    dx = jnp.einsum("...f,rf->...r", dy, up)
-    return dx, x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+def _combine_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two products: written out, `dy` would be summed over rows once for every element of `x`."""
+    x, rows = saved
+    dx = jnp.einsum("...f,rf->...r", dy, rows.astype(dy.dtype))
+    return dx, (x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])).astype(rows.dtype)
 
 
-_expand_many.defvjp(_expand_forward, _expand_backward)
+combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _written_out(x: jax.Array, up: jax.Array) -> jax.Array:
+    return sum((x[..., i, None] * up[i] for i in range(1, up.shape[0])), x[..., 0, None] * up[0])

@@ -20,7 +20,7 @@ from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.layers import projection, unstack
 from abi_jax.model.lora import LowRank, make_lora, share
-from abi_jax.model.matmul import expand, project
+from abi_jax.model.matmul import combine, expand, project
 from abi_jax.model.weight import param
 from abi_jax.text.roles import NUM_ROLES
 
@@ -254,9 +254,7 @@ class PersonaBank(nnx.Module):
     def logits(self, logits: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
         """The LM head's output `[B, T, V]` on hidden states `[B, T, D]`, with what the bank adds to it."""
         if self.heads is not None and self.heads.bias is not None:
-            logits += jnp.einsum(
-                "btp,pv->btv", w.astype(logits.dtype), self.heads.bias.get_value().astype(logits.dtype)
-            )
+            logits += combine(w.astype(logits.dtype), self.heads.bias.get_value())
         if "head" in self.lora:
             logits += self.lora["head"].layers()[0](h, w)
         return logits

@@ -49,7 +49,8 @@ def verify(path: Path, contents: bool = True, track: Track = lambda names, total
     """
     directory, provenance = ModelDirectory.open(path), Provenance(path)
     if not provenance.chain.path.is_file():
-        raise InputError(f"{str(path)!r} has no lineage/chain.jsonl; expected a model's lineage")
+        why = "; its first checkpoint is being written" if is_marked(provenance.writing) else ""
+        raise InputError(f"{str(path)!r} has no lineage/chain.jsonl{why}; expected a model's lineage")
     entries = list(provenance.chain.entries())
     findings, records = _check_links(provenance, entries)
     whole, numbers = directory.steps(), _numbers(entries)

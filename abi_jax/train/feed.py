@@ -20,10 +20,10 @@ HOST_ONLY = ("active",)  # where persona terms act is in the mixture already
 
 
 def open_batches(run: Run, split: Split, **changes: Any) -> Batches:
-    """This process's share of the run's data; `changes` override fields of its `DataConfig`."""
+    """This process's share of the run's data; `changes` override fields of its `DataConfig`, of what is read none."""
     config = replace(run.config.data, **changes)
     share = batch_share(config.batch_size, run.mesh, run.rules)
-    return Batches(config, run.tokenizer, run.personas, split, *share)
+    return Batches(config, run.tokenizer, run.personas, split, *share, splits=run.splits)
 
 
 def pad_personas(batch: dict[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:

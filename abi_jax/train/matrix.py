@@ -56,18 +56,24 @@ class MatrixMeter:
         names = [p.name for p in run.personas]
         spoken: list[Mapping[str, float]] = [{}, *({name: 1.0} for name in names), *self._batches.mixtures]
         self._voices = {mixture_name(mixture): mixture_vector(mixture, names) for mixture in spoken}
+        self._base: np.ndarray | None = None
         self._evaluate = make_evaluation(run.objective(len(self._batches.groups)), run.config.accumulate)
 
     def __call__(self, trained: Tree, frozen: Tree) -> Matrix:
-        """Measures these weights."""
+        """Measures these weights. A frozen backbone's own row is measured at the first call only."""
         self._batches.restart()
         sums = np.zeros((len(self._voices), len(self._batches.groups)))
         counts = np.zeros(len(self._batches.groups))
+        voices = list(enumerate(self._voices.values()))
+        if self._base is not None:
+            sums[0], voices = self._base, voices[1:]
         for batch in islice(self._batches, self._limit):
-            for i, w in enumerate(self._voices.values()):
+            for i, w in voices:
                 loss, tokens = self._evaluate(trained, frozen, _spoken_by(self._run, batch, w))
                 sums[i] += np.asarray(loss)
             counts += np.asarray(tokens)
+        if self._run.persona_mode and self._run.config.freeze_backbone:
+            self._base = sums[0]
         measured = counts > 0
         datasets = tuple(name for name, any_tokens in zip(self._batches.groups, measured, strict=True) if any_tokens)
         return Matrix(tuple(self._voices), datasets, np.exp(sums[:, measured] / counts[measured]))

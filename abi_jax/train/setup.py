@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-from abi_jax.data import load_split, texts
+from abi_jax.data import DataConfig, Splits, texts
 from abi_jax.errors import InputError
 from abi_jax.model.bank import add_personas
 from abi_jax.model.config import ModelConfig
@@ -42,6 +42,7 @@ class Run:
     rules: AxisRules
     tokenizer: Tokenizer
     personas: tuple[Persona, ...]
+    splits: Splits
     graphdef: nnx.GraphDef
     trained: Tree
     frozen: Tree
@@ -67,6 +68,10 @@ class Run:
         reads, strict = pad_rules(self.personas, self.model.persona.capacity)
         return replace(plain, persona=True, reads=None if reads.all() else reads, strict=strict)
 
+    def on(self, data: DataConfig) -> "Run":
+        """The same run with other data."""
+        return replace(self, config=replace(self.config, data=data), splits=Splits(data, self.personas))
+
     @property
     def flops_per_token(self) -> int:
         """Of a training step; a frozen backbone's own gradients are not computed."""
@@ -88,14 +93,13 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
     continued = config.model.init == config.out
     step, parent = Provenance(start.path).newest(selected=not continued) if start else (None, "")
     key = jax.random.key(config.seed)
+    personas = load_personas(config.personas) if start is None else _personas(start, config)
+    splits = Splits(config.data, personas)
     if start is None:
-        personas = load_personas(config.personas)
-        records, _ = load_split(config.data, "train", personas)
-        tokenizer = train_tokenizer(texts(records), config.model.config.vocab_size)
+        tokenizer = train_tokenizer(texts(splits.side("train").records), config.model.config.vocab_size)
         model = replace(config.model.config, persona=None)
     else:
         tokenizer, model = start.tokenizer, start.config
-        personas = _personas(start, config)
     check_length(config, model)
     check_batch(config, mesh, rules)
     if tokenizer.vocab_size > model.vocab_size:
@@ -140,7 +144,7 @@ def prepare(config: TrainConfig, mesh: Mesh, rules: AxisRules) -> Run:
             raise InputError(f"only = {list(config.only)} trains personas; expected data.mode = persona, not backbone")
         updates = row_mask(weights, [names.index(n) for n in config.only])
         updates = cut(updates, is_persona)[0] if config.freeze_backbone else updates
-    return Run(config, model, mesh, rules, tokenizer, personas, graphdef, trained, frozen, updates, parent)
+    return Run(config, model, mesh, rules, tokenizer, personas, splits, graphdef, trained, frozen, updates, parent)
 
 
 def _personas(start: ModelDirectory, config: TrainConfig) -> tuple[Persona, ...]:

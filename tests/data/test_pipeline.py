@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abi_jax.data import Batch, Batches, DataConfig, load_split, merge_states
+from abi_jax.data import Batch, Batches, DataConfig, Splits, merge_states
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona
 from abi_jax.text import Tokenizer
@@ -184,14 +184,14 @@ def test_bad_records_skipped_and_counted(tokenizer: Tokenizer, personas: P3, wri
 
 
 def test_splits(tokenizer: Tokenizer, personas: P3, write: Write) -> None:
-    train, _ = load_split(CONFIG, "train", personas)
-    held, _ = load_split(CONFIG, "held_out", personas)
+    both = Splits(CONFIG, personas)
+    train, held = both.train.records, both.held_out.records
     assert len(train) + len(held) == 527 and len(train) > 10 * len(held) * 0.8
     own = dataclasses.replace(CONFIG, train=("demo/abbey",), evaluate=("demo/abi",))
-    assert len(load_split(own, "train", personas)[0]) == 165
-    assert {r.dataset for r in load_split(own, "held_out", personas)[0]} == {"abi"}
+    assert len(Splits(own, personas).train.records) == 165
+    assert {r.dataset for r in Splits(own, personas).held_out.records} == {"abi"}
     with pytest.raises(InputError, match="the held_out split of demo is empty: 527 records"):
-        load_split(dataclasses.replace(CONFIG, held_out=0), "held_out", personas)
+        Splits(dataclasses.replace(CONFIG, held_out=0), personas).side("held_out")
 
 
 def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, personas: P3) -> None:

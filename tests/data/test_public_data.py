@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abi_jax.data import BalanceConfig, Batches, DataConfig, load_split, load_splits
+from abi_jax.data import BalanceConfig, Batches, DataConfig, Splits
 from abi_jax.persona import Persona
 from abi_jax.text import Tokenizer
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(
 
 def test_real_records_become_full_batches(tokenizer: Tokenizer, personas: tuple[Persona, ...]) -> None:
     config = DataConfig(train=tuple(str(FOLDER / f"{n}.jsonl") for n in FILES), length=1024, batch_size=4)
-    records, skipped = load_split(config, "train", personas)
-    assert skipped == 0 and len(records) > 8000
-    assert {next(iter(r.mixture)) for r in records} == {"abbey", "aviva", "abi"}
+    read = Splits(config, personas).train
+    assert read.skipped == 0 and len(read.records) > 8000
+    assert {next(iter(r.mixture)) for r in read.records} == {"abbey", "aviva", "abi"}
     with Batches(config, tokenizer, personas) as batches:
         some = list(islice(batches, 12))
         assert batches.counts["examples"] > 50
@@ -42,10 +42,10 @@ def test_what_is_said_twice_is_found() -> None:
     texts = [json.loads(line)["messages"] for line in (FOLDER / "counsel_chat.jsonl").open(encoding="utf-8")]
     different = {tuple(" ".join(m["content"].casefold().split()) for m in messages) for messages in texts}
     config = DataConfig(train=(str(FOLDER / "counsel_chat.jsonl"),), mode="backbone", duplicates="exact")
-    splits = load_splits(config)
+    splits = Splits(config)
     left = len(splits.train.records) + len(splits.held_out.records)
     assert abs(left - len(different)) <= 2 and left < len(texts)  # but for letters of several forms
-    near = load_splits(dataclasses.replace(config, duplicates="near", similarity=0.5))
+    near = Splits(dataclasses.replace(config, duplicates="near", similarity=0.5))
     assert sum(near.train.tally["counsel_chat"].values()) > sum(splits.train.tally["counsel_chat"].values())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from abi_jax.data import Batches, DataConfig, Record, demo_files, is_held_out, load_split, load_splits, read_records
+from abi_jax.data import Batches, DataConfig, Record, Splits, demo_files, is_held_out, read_records
 from abi_jax.errors import InputError
 from abi_jax.persona import Persona
 from abi_jax.text import Tokenizer
@@ -29,7 +29,7 @@ def test_every_dialogue_is_held_out_by_one_fold(personas: P3) -> None:
     whole = read_records(demo_files()).records
     held: Counter[str] = Counter()
     for fold in range(5):
-        splits = load_splits(DataConfig(folds=5, fold=fold), personas)
+        splits = Splits(DataConfig(folds=5, fold=fold), personas)
         assert not set(keys(splits.train.records)) & set(keys(splits.held_out.records))
         assert len(splits.train.records) + len(splits.held_out.records) == len(whole)
         assert 60 < len(splits.held_out.records) < 150
@@ -39,7 +39,7 @@ def test_every_dialogue_is_held_out_by_one_fold(personas: P3) -> None:
 
 
 def test_fold_0_of_k_is_what_one_in_k_holds_out(personas: P3) -> None:
-    folded, plain = (load_splits(DataConfig(**c), personas) for c in ({"folds": 7}, {"held_out": 7}))  # type: ignore[arg-type]
+    folded, plain = (Splits(DataConfig(**c), personas) for c in ({"folds": 7}, {"held_out": 7}))  # type: ignore[arg-type]
     assert keys(folded.held_out.records) == keys(plain.held_out.records)
 
 
@@ -72,6 +72,21 @@ def test_a_position_belongs_to_its_fold(tokenizer: Tokenizer, personas: P3) -> N
             other.set_state(older)
 
 
+def test_files_are_read_once_for_both_sides(monkeypatch: pytest.MonkeyPatch, personas: P3) -> None:
+    read: list[str] = []
+
+    def counted(sources: Any, *rest: Any) -> Any:
+        read.extend(map(str, sources))
+        return read_records(sources, *rest)
+
+    monkeypatch.setattr("abi_jax.data.splits.read_records", counted)
+    splits = Splits(DataConfig(duplicates="near"), personas)
+    assert read == []
+    for _ in range(2):
+        assert splits.side("held_out").records and splits.side("train").records
+    assert len(read) == len(set(read)) == len(demo_files())
+
+
 def test_duplicates_are_left_out_and_counted_by_data_set(write: Write, personas: P3) -> None:
     write(chat("a?", "first"), chat("A? ", "FIRST"), chat("tell me", TALE), name="one.jsonl")
     two = write(chat("a?", "first"), chat("tell me", TALE + " again"), chat("a?", "first", "abi"), name="two.jsonl")
@@ -82,7 +97,7 @@ def test_duplicates_are_left_out_and_counted_by_data_set(write: Write, personas:
         "near": (3, {"one": {"exact": 1}, "two": {"exact": 1, "near": 1}}),
     }
     for duplicates, (count, removed) in expected.items():
-        side = load_splits(dataclasses.replace(config, duplicates=duplicates), personas).train  # type: ignore[arg-type]
+        side = Splits(dataclasses.replace(config, duplicates=duplicates), personas).train  # type: ignore[arg-type]
         assert len(side.records) == count
         left_out = {name: {k: n for k, n in c.items() if k in ("exact", "near")} for name, c in side.tally.items()}
         assert left_out == removed
@@ -99,24 +114,24 @@ def test_what_is_held_out_is_not_trained_on(duplicates: Any, write: Write, perso
     )
     held = write(chat("A?", "first"), chat("tell me", TALE), chat("c?", "third"), name="h.jsonl")
     config = DataConfig(train=(train,), evaluate=(held,), duplicates=duplicates)
-    splits = load_splits(config, personas)
+    splits = Splits(config, personas)
     leaked = 2 if duplicates == "near" else 1
     assert splits.train.tally["t"]["leaked"] == leaked and splits.train.tally["t"]["exact"] == 1
     assert len(splits.train.records) == 3 - leaked and len(splits.held_out.records) == 3
     # The same when the other side was not asked for.
-    assert load_split(config, "train", personas)[0] == list(splits.train.records)
-    assert load_split(config, "held_out", personas)[0] == list(splits.held_out.records)
+    assert Splits(config, personas).side("train").records == splits.train.records
+    assert Splits(config, personas).side("held_out").records == splits.held_out.records
 
 
 def test_a_backbone_is_not_trained_on_what_another_persona_holds_out(write: Write, personas: P3) -> None:
     """A dialogue is held out for its question and persona; to a backbone its twin is the same text."""
     path = write(*(chat(f"q{n}?", f"answer {n}", name) for n in range(40) for name in ("abbey", "abi")))
     config = DataConfig(train=(path,), mode="backbone", held_out=3, duplicates="exact")
-    splits = load_splits(config, personas)
+    splits = Splits(config, personas)
     said = [{r.question for r in side.records} for side in (splits.train, splits.held_out)]
     assert all(said) and not said[0] & said[1]
     assert splits.train.tally["chats"]["leaked"] > 0
-    kept = load_splits(dataclasses.replace(config, mode="persona"), personas)
+    kept = Splits(dataclasses.replace(config, mode="persona"), personas)
     assert kept.train.tally["chats"]["leaked"] == 0
 
 
@@ -124,10 +139,10 @@ def test_near_duplicates_across_a_hashed_split_go_from_training(write: Write, pe
     """A word more in the question puts a dialogue on a side of its own; its text must not be on both."""
     path = write(*(chat(f"tell me tale {n}", f"{TALE} {n}") for n in range(24)))
     config = DataConfig(train=(path,), held_out=3)
-    before = load_splits(config, personas)
+    before = Splits(config, personas)
     assert len(before.train.records) > 10 and len(before.held_out.records) > 3
-    after = load_splits(dataclasses.replace(config, duplicates="near"), personas)
+    after = Splits(dataclasses.replace(config, duplicates="near"), personas)
     assert len(after.train.records) == 0 and len(after.held_out.records) == 1
     assert after.train.tally["chats"]["leaked"] == len(before.train.records)
     with pytest.raises(InputError, match=r"is empty: 24 records, .* kept apart, \d+ duplicates left out"):
-        load_split(dataclasses.replace(config, duplicates="near"), "train", personas)
+        after.side("train")

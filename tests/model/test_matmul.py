@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, expand, project
+from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, combine, expand, project
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -20,9 +20,10 @@ def test_project_is_a_product_with_the_transpose(rows: int, size_in: int, size_o
     check(project, lambda x, kernel: x @ kernel.T, (rows, size_in), (size_out, size_in))
 
 
-@pytest.mark.parametrize("rows", [1, SINGLE_ROWS, SINGLE_ROWS + 8])
-def test_expand_is_a_product(rows: int) -> None:
-    check(expand, lambda x, up: x @ up, (rows, 8), (8, 40))
+@pytest.mark.parametrize("product", [expand, combine])
+@pytest.mark.parametrize("rows", [1, SINGLE_ROWS, SINGLE_ROWS + 8, FEW_ROWS + 8])
+def test_expand_and_combine_are_products(product: Product, rows: int) -> None:
+    check(product, lambda x, up: x @ up, (rows, 8), (8, 40))
 
 
 def check(product: Product, plain: Product, *shapes: tuple[int, int]) -> None:

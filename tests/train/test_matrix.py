@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abi_jax.data import Example, ExampleSource, load_split
+from abi_jax.data import Example, ExampleSource
 from abi_jax.model.decoder import Decoder
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.weight import describe, merge
 from abi_jax.persona import parse_mixture
 from abi_jax.sharding import AxisRules, MeshConfig, use
-from abi_jax.train.matrix import Matrix, perplexity_matrix
+from abi_jax.train.matrix import Matrix, MatrixMeter, perplexity_matrix
 from abi_jax.train.setup import Run, pad_rules, prepare
 from abi_jax.train.trees import join
 from tests.model.cases import readable_roles
@@ -46,7 +47,7 @@ def measured(trained: Path, mesh: MeshConfig) -> Matrix:
 def naive(trained: Path) -> dict[str, dict[str, float]]:
     """One dialogue at a time, one voice at a time, in plain numpy from the logits on."""
     run = opened(trained, ONE)
-    records, _ = load_split(run.config.data, "held_out", run.personas)
+    records = run.splits.held_out.records
     source = ExampleSource(records, replace(run.config.data, group_by="dataset"), run.tokenizer, run.personas)
     graphdef, _ = describe(partial(Decoder, run.model))
     reads, strict = pad_rules(run.personas, CAPACITY)
@@ -114,12 +115,21 @@ def test_a_voice_alone_can_be_asked_of_other_data(trained: Path, tmp_path: Path)
     messages = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
     other.write_text(json.dumps({"messages": messages, "persona": "abi"}) + "\n")
     run = opened(trained, ONE)
-    data = replace(run.config.data, evaluate=(str(other),))
-    run = replace(run, config=replace(run.config, data=data))
+    run = run.on(replace(run.config.data, evaluate=(str(other),)))
     with use(run.mesh, run.rules):
         matrix = perplexity_matrix(run, run.trained, run.frozen)
     assert matrix.datasets == ("other",)
     assert matrix.values.shape == (4, 1) and bool((matrix.values > 1).all())
+
+
+def test_a_frozen_backbone_keeps_its_row_while_personas_change(trained: Path) -> None:
+    run = opened(trained, ONE)
+    with use(run.mesh, run.rules), closing(MatrixMeter(run)) as meter:
+        before = meter(run.trained, run.frozen)
+        after = meter(jax.tree.map(jnp.zeros_like, run.trained), run.frozen)
+    np.testing.assert_array_equal(after.values[0], before.values[0])
+    np.testing.assert_array_equal(after.values, np.broadcast_to(after.values[0], after.values.shape))
+    assert not np.allclose(before.values[1:], before.values[:1], rtol=1e-3)
 
 
 @pytest.mark.smoke

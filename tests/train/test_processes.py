@@ -3,17 +3,25 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator, Prompt
 from abi_jax.model.verify import verify
+from abi_jax.sharding import AxisRules, use
 from abi_jax.sharding.local import LocalConfig, launch
+from abi_jax.train.config import EvaluationConfig, TrainConfig
 from abi_jax.train.loop import train
-from tests.train.tiny import MESHES, config, single
+from abi_jax.train.report import read_evaluations, read_metrics
+from abi_jax.train.setup import prepare
+from abi_jax.train.validation import Validation
+from tests.train.tiny import MESHES, config, mesh_of, single
 
 # Personas on a mesh that splits rows between the processes, stopped half-way; a backbone on one that splits heads
 # between them, so that both read the same rows; then what the personas say.
@@ -25,12 +33,12 @@ initialize()
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator
 from abi_jax.train.loop import train
-from tests.train.test_processes import prompts
+from tests.train.test_processes import personas, prompts
 from tests.train.tiny import MESHES, config, interrupted
 
 out = Path(sys.argv[1])
 with interrupted(after=12):
-    train(config("persona", out=out / "personas", mesh=MESHES["2x2x2"], checkpoint_every=10), progress=False)
+    train(personas(out, "2x2x2"), progress=False)
 train(config("backbone", out=out / "backbone", mesh=MESHES["tensor"]), progress=False)
 directory, mesh = ModelDirectory(out / "personas"), make_mesh(MESHES["2x2x2"])
 with use(mesh):
@@ -58,6 +66,12 @@ with signalled(after=6) if jax.process_index() == 1 else contextlib.nullcontext(
 """
 
 
+def personas(out: Path, mesh: str) -> TrainConfig:
+    """The run that two processes begin and one ends."""
+    evaluation = EvaluationConfig(every=10, batches=2, matrix=True)
+    return config("persona", out=out / "personas", mesh=MESHES[mesh], checkpoint_every=10, evaluation=evaluation)
+
+
 def prompts() -> list[Prompt]:
     """Abbey, Aviva, half of each, and the base model."""
     mixtures = ([1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0], None)
@@ -66,8 +80,16 @@ def prompts() -> list[Prompt]:
 
 
 def losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
+
+
+def evaluated(run: TrainConfig) -> dict[str, Any]:
+    """What one process measures of the checkpoint there is."""
+    mesh, rules = mesh_of(MESHES["fsdp"]), AxisRules()
+    with use(mesh, rules):
+        found = prepare(replace(run, model=replace(run.model, init=run.out)), mesh, rules)
+        with Validation(found) as validation:
+            return validation(found.trained, found.frozen)
 
 
 def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
@@ -94,5 +116,14 @@ def test_two_processes_train_and_answer_as_one(tmp_path: Path) -> None:
     assert said == [Generator(directory.config, directory.load_params()).generate(prompts(), 12)] * 2
 
     assert jax.process_count() == 1
-    train(config("persona", out=tmp_path / "personas", mesh=MESHES["fsdp"], checkpoint_every=10), progress=False)
+    run = personas(tmp_path, "fsdp")
+    ((step, measured),) = read_evaluations(tmp_path / "personas" / "metrics.jsonl")
+    again = evaluated(run)
+    assert step == 10 and measured["loss"] == pytest.approx(again["loss"], abs=1e-5)
+    assert measured["loss_by_group"] == pytest.approx(again["loss_by_group"], abs=1e-5)
+    assert measured["calibration_error"] == pytest.approx(again["calibration_error"], abs=1e-4)
+    for voice, row in again["matrix"].items():
+        assert measured["matrix"][voice] == pytest.approx(row, rel=1e-5)
+
+    train(run, progress=False)
     np.testing.assert_allclose(losses(tmp_path / "personas"), single("persona").losses, rtol=0, atol=1e-5)

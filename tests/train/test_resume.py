@@ -209,6 +209,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_it_is_saved(stopped: P
     assert "NaN" not in (out / "metrics.jsonl").read_text()
     evidence = json.loads((out / "non-finite.json").read_text())
     assert evidence["step"] > 10 and all(".jsonl:" in where for where in evidence["records"])
+    train(backbone(out), progress=False)
+    assert not (out / "non-finite.json").exists()
 
 
 def test_the_first_step_that_is_not_finite_is_named_however_seldom_metrics_are_read(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ MODEL = ModelConfig(
     max_length=256,
 )
 CAPACITY = 4
+# Every term that there is.
+PERSONA = PersonaShape(capacity=CAPACITY, lora_rank=2)
 ONE = MeshConfig(data=1)
 MESHES = {
     "data": MeshConfig(data=8),
@@ -56,7 +58,7 @@ MESHES = {
 def config(mode: Any = "backbone", **changes: Any) -> TrainConfig:
     """A run of `STEPS` steps on the dialogues of the package; `data`, `model` and `optimizer` take dicts of changes."""
     data = {"mode": mode, "length": 64, "batch_size": 8, "prefetch": 0} | changes.pop("data", {})
-    model = {"config": MODEL, "persona": PersonaShape(capacity=CAPACITY)} | changes.pop("model", {})
+    model = {"config": MODEL, "persona": PERSONA} | changes.pop("model", {})
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 5} | changes.pop("optimizer", {})
     return TrainConfig(
         data=DataConfig(**data),
