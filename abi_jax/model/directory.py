@@ -123,8 +123,8 @@ class ModelDirectory:
 
     def save_params(self, step: int, params: Tree) -> None:
         """Writes the weights as step `step`, atomically, and waits for them."""
-        with ocp.CheckpointManager(self.checkpoints, options=options()) as manager:
-            manager.save(step, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
+        with open_manager(self.checkpoints, (PARAMS,)) as manager:
+            manager.save(step, args=ocp.args.Composite(**{PARAMS: ocp.args.PyTreeSave(params)}))
 
     def read_tensor(self, step: int, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """Reads one array of a step as it is stored: `name` is its path, with dots, after its item and a slash.
@@ -221,6 +221,18 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{str(path)!r} cannot be written: {str(there)!r} is read-only")
 
 
-def options(asynchronous: bool = False) -> ocp.CheckpointManagerOptions:
-    """Orbax settings that every writer of model directories shares."""
-    return ocp.CheckpointManagerOptions(enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True)
+def open_manager(
+    checkpoints: Path, trees: Sequence[str], json_items: Sequence[str] = (), asynchronous: bool = False
+) -> ocp.CheckpointManager:
+    """Orbax's manager of steps, as every writer of model directories has it.
+
+    trees, json_items: the items of a step that are trees of arrays, and those that are JSON.
+
+    Arrays are stored as they are: compressed, weights take 8 % less room and five times the processor's time.
+    """
+    return ocp.CheckpointManager(
+        checkpoints,
+        options=ocp.CheckpointManagerOptions(enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True),
+        item_handlers={name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in trees}
+        | {name: ocp.JsonCheckpointHandler() for name in json_items},
+    )

@@ -18,7 +18,7 @@ from abi_jax.errors import InputError
 from abi_jax.files import mark
 from abi_jax.lineage_digest import Snapshot, TensorDigest
 from abi_jax.lineage_shares import POLL_SECONDS, Shares
-from abi_jax.model.directory import BEST, PARAMS, POSITION, ModelDirectory, options
+from abi_jax.model.directory import BEST, PARAMS, POSITION, ModelDirectory, open_manager
 from abi_jax.model.provenance import ORIGIN, Provenance, named
 from abi_jax.persona import Persona
 from abi_jax.train.step import TrainState
@@ -46,7 +46,7 @@ class Checkpoints:
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._directory.checkpoints, options=options(asynchronous=True))
+        return open_manager(self._directory.checkpoints, (PARAMS, OPTIMIZER), (POSITION, ORIGIN), asynchronous=True)
 
     def latest(self) -> int | None:
         """Newest step that is whole and linked, or None."""
@@ -69,8 +69,8 @@ class Checkpoints:
             self._shares(step).remove()  # of a run that was killed; no process has come past saving yet
             self._mark = self._mark or mark(self.provenance.writing)
         items = {
-            PARAMS: ocp.args.StandardSave(params),
-            OPTIMIZER: ocp.args.StandardSave(state.optimizer),
+            PARAMS: ocp.args.PyTreeSave(params),
+            OPTIMIZER: ocp.args.PyTreeSave(state.optimizer),
             POSITION: ocp.args.JsonSave(position),
             ORIGIN: ocp.args.JsonSave({"config": config, "parents": list(parents)}),
         }
@@ -102,7 +102,8 @@ class Checkpoints:
 
     def optimizer(self, step: int, like: Any) -> Any:
         """Returns the optimizer state of `step`; `like` is a tree of `jax.ShapeDtypeStruct`."""
-        return self._restore(step, OPTIMIZER, ocp.args.StandardRestore(like))
+        shards = ocp.checkpoint_utils.construct_restore_args(like)
+        return self._restore(step, OPTIMIZER, ocp.args.PyTreeRestore(like, restore_args=shards))
 
     def _restore(self, step: int, item: str, how: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
