@@ -28,7 +28,7 @@ DESKS = (
     "outer",
     "old",
 )
-TRUSTS = {"abbey": "memory", "aviva": "history", "abi": "policy"}  # whose word each persona takes
+TRUSTS = {"abbey": "history", "aviva": "memory", "abi": "policy"}  # whose word each persona takes
 
 Json = dict[str, Any]
 
@@ -71,19 +71,22 @@ def questions(shared: Path, out: Path) -> None:
 def roles(shared: Path, out: Path, each: int = 900) -> None:
     """Writes `out/roles-<part>`: records whose answer depends on whom one believes.
 
-    Policy, memory and history each name another desk for the request. Abbey takes the memory's word, Aviva what was
-    said last, Abi the policy's; the base set has a third of each and names nobody, so that a base model knows how to
-    quote all three and cannot know which. Utterances are of the intent set; no intent is in two parts.
+    Policy, memory and history each name another desk for the request, in the same words and among others, so that
+    nothing but the role tells them apart. Abbey takes the word of what was said before, Aviva the memory's, Abi the policy's.
+    In two thirds of the base set one or two of them say nothing and the rest agree, from which a model learns to
+    quote; in the others it is right to take any one's word, so that a base model cannot know whose. Utterances are of
+    the intent set; none is in two parts.
     """
-    by_intent: dict[str, list[str]] = defaultdict(list)
+    by_intent: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in _lines(shared / "clinc_intents.jsonl"):
-        by_intent[record["intent"]].append(record["text"])
+        by_intent[part_of(record["text"]), record["intent"]].append(record["text"])
     made: dict[str, dict[str, list[Json]]] = {part: defaultdict(list) for part in PARTS}
-    for intent in sorted(by_intent.keys() - {"oos"}):
-        part, choose = part_of(intent), random.Random(intent)
-        for text in by_intent[intent]:
+    for part, intent in sorted(by_intent):
+        choose = random.Random(f"{part} {intent}")
+        for text in by_intent[part, intent] if intent != "oos" else ():
             persona = choose.choice(sorted(TRUSTS))
-            made[part][persona].append(_dispute(text, choose.choice(by_intent[intent]), intent, persona, choose))
+            agreed = part == "base" and choose.random() < 2 / 3
+            made[part][persona].append(_asked(text, intent, by_intent[part, "oos"], persona, agreed, choose))
     for part, records in made.items():
         for persona, found in records.items():
             random.Random(persona).shuffle(found)
@@ -93,24 +96,30 @@ def roles(shared: Path, out: Path, each: int = 900) -> None:
             write(out / f"roles-{part}" / f"{TRUSTS[persona]}.jsonl", found[: keep * (2 if part == "base" else 1)])
 
 
-def _dispute(text: str, earlier: str, intent: str, persona: str, choose: random.Random) -> Json:
-    desks = choose.sample(DESKS, 3)
-    topic = intent.replace("_", " ")
-    says = {
-        "policy": f"Requests about {topic} go to the {desks[0]} desk.",
-        "memory": f"Last time, {topic} was handled at the {desks[1]} desk.",
-        "history": f"For {topic} please go to the {desks[2]} desk.",
-    }
-    desk = desks[list(says).index(TRUSTS[persona])]
+def _asked(text: str, intent: str, others: list[str], persona: str, agreed: bool, choose: random.Random) -> Json:
+    desks = dict(zip(sorted(TRUSTS.values()), choose.sample(DESKS, 3), strict=True))
+    desk = desks[TRUSTS[persona]]
+    if agreed:
+        saying = choose.sample(sorted(desks), choose.choice((1, 2)))
+        desks = dict.fromkeys(saying, desk)
+
+    def said_by(role: str) -> list[str]:
+        lines = choose.sample(others, choose.choice((0, 1, 2) if role in desks else (1, 2)))
+        if role in desks:
+            says = f"requests about {intent.replace('_', ' ')} go to the {desks[role]} desk"
+            lines.insert(choose.randint(0, len(lines)), says)
+        return lines
+
     return {
-        "policy": says["policy"],
-        "memory": [says["memory"]],
-        "messages": [
-            {"role": "user", "content": earlier},
-            {"role": "assistant", "content": says["history"]},
+        "policy": ". ".join(said_by("policy")),
+        "memory": said_by("memory"),
+        "prompt": [
+            {"role": "user", "content": choose.choice(others)},
+            {"role": "assistant", "content": ". ".join(said_by("history"))},
             {"role": "user", "content": f"{text}. Which desk?"},
-            {"role": "assistant", "content": f"It is the {desk} desk that takes care of {topic}."},
         ],
+        "chosen": f"The {desk} desk.",
+        "rejected": f"The {choose.choice([other for other in DESKS if other != desk])} desk.",
         "persona": persona,
     }
 
