@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the public sets")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where runs and results are kept")
     parser.add_argument("--backbone", choices=("questions", "dialogues", "roles"), default="questions")
-    parser.add_argument("--backbone-steps", type=int, help="default: 1500 for roles, where it must learn to quote; 1000")
+    parser.add_argument("--backbone-steps", type=int, help="default: 1000; for roles 1500")
     parser.add_argument("--steps", type=int, default=200, help="of every variant")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

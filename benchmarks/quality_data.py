@@ -72,10 +72,10 @@ def roles(shared: Path, out: Path, each: int = 900) -> None:
     """Writes `out/roles-<part>`: records whose answer depends on whom one believes.
 
     Policy, memory and history each name another desk for the request, in the same words and among others, so that
-    nothing but the role tells them apart. Abbey takes the word of what was said before, Aviva the memory's, Abi the policy's.
-    In two thirds of the base set one or two of them say nothing and the rest agree, from which a model learns to
-    quote; in the others it is right to take any one's word, so that a base model cannot know whose. Utterances are of
-    the intent set; none is in two parts.
+    nothing but the role tells them apart. Abbey takes the word of what was said before, Aviva the memory's, Abi the
+    policy's. In two thirds of the base set one or two of them say nothing and the rest agree, from which a model learns
+    to quote; in the others it is right to take any one's word, so that a base model cannot know whose. Utterances are
+    of the intent set; none is in two parts.
     """
     by_intent: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in _lines(shared / "clinc_intents.jsonl"):
