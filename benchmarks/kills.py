@@ -5,8 +5,8 @@
 A tiny model is trained by `abi train`, once without interruption and then with kills: at random moments of a run's
 life, while a checkpoint is being written, and between writing and linking it. Of two processes one is killed first
 and the other a moment later. After every kill all steps that are listed must be whole, and none but the newest without
-a link; once the run has gone on, `verify` must find nothing, while it trains. At the end losses and the digest of
-weights and optimizer must be those of the uninterrupted run, bit for bit. Prints one JSON object.
+a link; once the run has gone on, `verify` must find nothing, while it trains. At the end losses, evaluations and the
+digest of weights and optimizer must be those of the uninterrupted run, bit for bit. Prints one JSON object.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from abi_jax.model.provenance import Provenance
 from abi_jax.model.verify import verify
 from abi_jax.sharding import MeshConfig
 from abi_jax.sharding.local import LocalConfig, free_port, process_environment
-from abi_jax.train.config import ModelSection, OptimizerConfig, TrainConfig
+from abi_jax.train.config import EvaluationConfig, ModelSection, OptimizerConfig, TrainConfig
+from abi_jax.train.report import read_evaluations, read_metrics
 
 MODEL = ModelConfig(
     vocab_size=384, d_model=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64, max_length=64
@@ -63,6 +64,7 @@ class Run:
             model=ModelSection(config=MODEL),
             data=DataConfig(mode="backbone", length=64, batch_size=4),
             optimizer=OptimizerConfig(learning_rate=3e-3),
+            evaluation=EvaluationConfig(every=4 * self.every, batches=2),
             mesh=MeshConfig(data=self.processes),
         )
         (self.folder / "train.yaml").write_text(dump_yaml(config), encoding="utf-8")
@@ -119,8 +121,10 @@ class Run:
         return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
 
     def losses(self) -> list[float]:
-        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        return [record["loss"] for record in read_metrics(self.out / "metrics.jsonl") if "loss" in record]
+
+    def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
+        return read_evaluations(self.out / "metrics.jsonl")
 
     def reported(self) -> int:
         """When it last reported a step, in ns; 0 before the first."""
@@ -219,6 +223,7 @@ def measure(folder: Path, kills: int, processes: int, seed: int = 0, steps: int 
     content = Provenance(whole.out).chain.links()[-1].content
     for run in runs:
         assert run.losses() == whole.losses(), "other losses than without interruption"
+        assert run.evaluations() == whole.evaluations(), "other evaluations than without interruption"
         assert Provenance(run.out).chain.links()[-1].content == content, "another state than without interruption"
         assert verify(run.out).findings == ()
     return {
@@ -230,6 +235,7 @@ def measure(folder: Path, kills: int, processes: int, seed: int = 0, steps: int 
         "steps": steps,
         "seconds_without_interruption": round(whole_life, 1),
         "losses_identical": True,
+        "evaluations_identical": len(whole.evaluations()),
         "state_identical": True,
     }
 
