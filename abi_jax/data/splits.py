@@ -30,7 +30,7 @@ class Splits:
     def train(self) -> Records:
         """What is trained on."""
         against_leaks = self.config.duplicates != "keep"
-        train = self._read_train if self.config.evaluate else self._part(False)
+        train = self._read_train if self.config.evaluate else self._parted[0]
         return _distinct(self.config, train, self._read_held_out.records if against_leaks else ())
 
     @cached_property
@@ -51,19 +51,23 @@ class Splits:
 
     @cached_property
     def _read_held_out(self) -> Records:
-        return self._read(self.config.evaluate) if self.config.evaluate else self._part(True)
+        return self._read(self.config.evaluate) if self.config.evaluate else self._parted[1]
+
+    @cached_property
+    def _parted(self) -> tuple[Records, Records]:
+        """The training files' records without those that are kept apart by their content, and those."""
+        read, one_in = self._read_train, self.config.folds or self.config.held_out
+        sides: tuple[list[Record], list[Record]] = ([], [])
+        for record in read.records:
+            sides[is_held_out(record, one_in, self.config.fold)].append(record)
+        train, held_out = (replace(read, records=tuple(side)) for side in sides)
+        return train, held_out
 
     def _read(self, sources: Sequence[str]) -> Records:
         config = self.config
         checked = config.mode == "persona" and self.personas is not None
         names = [p.name for p in self.personas] if checked and self.personas is not None else None
         return read_records(resolve(sources), names, config.bad_records, checked, config.clean)
-
-    def _part(self, apart: bool) -> Records:
-        """The records of the training files that are kept apart by their content, or the others."""
-        read, one_in = self._read_train, self.config.folds or self.config.held_out
-        records = tuple(r for r in read.records if is_held_out(r, one_in, self.config.fold) == apart)
-        return replace(read, records=records)
 
 
 def _why_empty(config: DataConfig, split: Split, side: Records) -> str:

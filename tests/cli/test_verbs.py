@@ -187,7 +187,7 @@ def test_export_merges_a_persona_and_names_what_it_leaves_out(trained: Path, tmp
     report = abi("export", trained / "personas", tmp_path / "hf", "--persona", "aviva", "--dtype", "bfloat16", "--json")
     assert report.status == 0, report.err
     left = report.json["not_merged"]
-    assert [term.split(":")[0] for term in left] == ["attention masks of 2 of 2 layers", "token injection"]
+    assert [t.split(":")[0] for t in left] == ["attention masks of 2 of 2 layers", "token injection", "persona heads"]
     assert all(f"not merged, no Hugging Face equivalent: {term}" in report.err for term in left)
     _, merged = import_hf(tmp_path / "hf", progress=False)
     _, base = cut(ModelDirectory(trained / "personas").load_params(), is_persona)
