@@ -135,6 +135,10 @@ class Run:
         """The checkpoints that are being written, or were when their run was killed (inodes)."""
         return {p.stat().st_ino for p in (self.out / "checkpoints").glob("*.orbax-checkpoint-tmp")}
 
+    def dropping(self) -> set[int]:
+        """The checkpoints that are being dropped, or were when their run was killed (inodes)."""
+        return {p.stat().st_ino for p in (self.out / "checkpoints" / "dropped").glob("*")}
+
     def linking(self) -> bool:
         """Whether a step is whole and not yet linked."""
         if not (self.out / "lineage").is_dir():
@@ -164,7 +168,7 @@ def check(run: Run) -> None:
 
 def interrupt(run: Run, mode: str, chosen: random.Random, life: float) -> str | None:
     """Starts the run, kills it, and says in what it was killed; None where it ended first. life: seconds to expect."""
-    partial, reported, linked = run.partial(), run.reported(), run.linking()
+    partial, dropping, reported, linked = run.partial(), run.dropping(), run.reported(), run.linking()
     run.start()
     if mode == "random":
         moment = run.began + chosen.uniform(0, life)
@@ -184,7 +188,7 @@ def interrupt(run: Run, mode: str, chosen: random.Random, life: float) -> str | 
         return "writing a checkpoint"
     if run.linking() and not linked:
         return "linking a checkpoint"
-    if (run.out / "checkpoints" / "dropped").exists():
+    if run.dropping() - dropping:
         return "dropping a checkpoint"
     return "training" if run.reported() != reported else "starting"
 

@@ -13,6 +13,7 @@ JSON object. What was measured already is taken from `--work`, so that a run tha
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -44,6 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "without cores": (SHAPE | {"core_rank": 0}, True),
 }
 ROWS = 12
+FURTHER = 4  # rates tried beyond those given
 ROLES_VARIANTS = ("formulas and cores", "without masks", "LoRA", "without cores")
 MODEL: dict[str, Any] = {
     "vocab_size": 2048,
@@ -75,11 +77,7 @@ def main() -> None:
     keep_memory()
     work = options.work / options.backbone
     data = options.work / "data"
-    if not (data / "done").exists():
-        cut_sets(options.data, data)
-        questions(options.data, data)
-        roles(options.data, data)
-        (data / "done").touch()
+    options.digest = prepared(options.data, data)
     base = work / "base"
     backbone(data, base, options.backbone, options.backbone_steps)
     names = options.variants or (ROLES_VARIANTS if options.backbone == "roles" else VARIANTS)
@@ -97,15 +95,38 @@ def main() -> None:
     )
 
 
+def prepared(source: Path, data: Path) -> str:
+    """Writes the data of all backbones, once; returns their digest. Raises where an earlier start's were changed."""
+    done = data / "done"
+    if not done.exists():
+        shutil.rmtree(data, ignore_errors=True)
+        cut_sets(source, data)
+        questions(source, data)
+        roles(source, data)
+        done.write_text(digest_of(data))
+    if done.read_text() != digest_of(data):
+        raise SystemExit(f"{data} is not as {done} says it was written; expected another --work")
+    return done.read_text()
+
+
+def digest_of(data: Path) -> str:
+    """SHA-256 over names and contents of the data files, and over who is trained on which of them."""
+    digest = hashlib.sha256(json.dumps([SETS, TRUSTS]).encode())
+    for path in sorted(data.rglob("*.jsonl")):
+        digest.update(str(path.relative_to(data)).encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def tuned(measure: Callable[[float], dict[str, Any]], rates: list[float]) -> tuple[float, dict[float, float]]:
     """The best learning rate on the validation part and what each gave; where it is the last on a side, one more."""
     tried = {rate: measure(rate)["validation"]["mean"] for rate in rates}
-    while True:
+    for _ in range(FURTHER):
         best = min(tried, key=lambda rate: tried[rate])
         further = {min(tried): best / 3, max(tried): best * 3}.get(best)
         if further is None:
             return best, tried
         tried[further] = measure(further)["validation"]["mean"]
+    raise SystemExit(f"no best learning rate among {sorted(tried)}; expected other --rates")
 
 
 def backbone(data: Path, out: Path, kind: str, steps: int) -> None:
@@ -140,7 +161,7 @@ def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rat
     work = base.parent
     out = work / f"{name.replace(' ', '-')},rate={rate:.2e},seed={seed}"
     result = out.with_name(out.name + ".json")
-    said = [options.steps, options.backbone_steps, VARIANTS[name], MODEL]
+    said = [options.steps, options.backbone_steps, VARIANTS[name], MODEL, options.digest]
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
         if found["said"] != json.loads(json.dumps(said)):
@@ -208,16 +229,23 @@ def measured(options: argparse.Namespace, data: Path, base: Path, name: str, rat
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and spreads of the test part over seeds."""
+    """Means and spreads of the test part over seeds, without those that did not stay finite."""
+    seeds, runs = [r["seed"] for r in runs], [r for r in runs if "test" in r]
     sets = runs[0]["test"]["own"]
     return {
+        "diverged": sorted(set(seeds) - {r["seed"] for r in runs}),
         "parameters": runs[0]["parameters"],
         "base": runs[0]["test"]["matrix"]["base"],
         "own": {of: round(statistics.fmean(r["test"]["own"][of] for r in runs), 4) for of in sets},
-        "deviation": {of: round(statistics.stdev(r["test"]["own"][of] for r in runs), 4) for of in sets},
+        "deviation": {of: round(spread([r["test"]["own"][of] for r in runs]), 4) for of in sets},
         "mean": round(statistics.fmean(r["test"]["mean"] for r in runs), 4),
         "each_best_on_its_own": [r["test"]["each_best_on_its_own"] for r in runs],
     }
+
+
+def spread(values: list[float]) -> float:
+    """Standard deviation of a sample; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.persona import CORE_TARGETS, bound
+from abi_jax.model.persona import CORE_TARGETS, bound, head_scale
 from abi_jax.model.weight import Tree, describe, initialize, is_weight, path_name
 from abi_jax.persona import SIMPLEX_TOLERANCE
 from abi_jax.sharding.rules import AxisRules
@@ -196,7 +196,7 @@ class _Fold:
             self.left_out.append("persona heads: each token has its own mixture of them")
             return
         self._untie()
-        mixed = up * self.w[:, None, None]
+        mixed = up * (head_scale(down) * self.w)[:, None, None]
         self.change("head.kernel", lambda W: W + jnp.einsum("vpr,pre->ve", jnp.einsum("vd,prd->vpr", W, mixed), down))
 
     def _acts(self, x: jax.Array) -> bool:

@@ -76,10 +76,14 @@ def _combine_forward(x: jax.Array, rows: jax.Array) -> tuple[jax.Array, tuple[ja
 
 
 def _combine_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two products: written out, `dy` would be summed over rows once for every element of `x`."""
+    """Two products: written out, `dy` would be summed over rows once for every element of `x`.
+
+    The leading axes stay as they are: merged, those of a `dy` that is sharded over more than one would be gathered.
+    """
     x, rows = saved
     dx = jnp.einsum("...f,rf->...r", dy, rows.astype(dy.dtype))
-    return dx, (x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])).astype(rows.dtype)
+    leading = tuple(range(x.ndim - 1))
+    return dx, jnp.tensordot(x, dy, (leading, leading)).astype(rows.dtype)
 
 
 combine.defvjp(_combine_forward, _combine_backward)

@@ -103,9 +103,15 @@ class Injection(nnx.Module):
         return base + (1 - a)[..., None] * shift
 
 
-class PersonaHeads(nnx.Module):
-    """`h' = h + sum_p pi_p B_p A_p h` with `pi_p` proportional to `w_p exp(r_p . h)`.
+def head_scale(down: jax.Array) -> float:
+    """`1 / sqrt(r)` of the heads `down`, `[P, r, D]`."""
+    return float(down.shape[1] ** -0.5)
 
+
+class PersonaHeads(nnx.Module):
+    """`h' = h + sum_p pi_p B_p A_p h / sqrt(r)` with `pi_p` proportional to `w_p exp(r_p . h)`.
+
+    The root keeps heads of any rank at the learning rate of the other terms (arXiv:2312.03732, theorem 3.2).
     With `head_bias` also `logits + sum_p w_p b_p`: which words a persona is fond of, whatever is being said. A change
     of h reaches them through the head alone, whose columns span few of the vocabulary's dimensions.
     """
@@ -129,8 +135,8 @@ class PersonaHeads(nnx.Module):
 
     def __call__(self, h: jax.Array, w: jax.Array) -> jax.Array:
         """`[B, T, D]` final hidden states to those the LM head sees."""
-        pi = self.mixture(h, w).astype(h.dtype)
         down = self.down.get_value()
+        pi = (self.mixture(h, w) * head_scale(down)).astype(h.dtype)
         inner = project(h, down.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], *down.shape[:2]) * pi[..., None]
         return h + jnp.einsum("btpr,prd->btd", inner, self.up.get_value().astype(h.dtype))
 

@@ -1,13 +1,16 @@
 """The products written out for a platform are the plain ones: values and gradients."""
 
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, combine, expand, project
+from abi_jax.sharding import MeshConfig, make_mesh
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -24,6 +27,20 @@ def test_project_is_a_product_with_the_transpose(rows: int, size_in: int, size_o
 @pytest.mark.parametrize("rows", [1, SINGLE_ROWS, SINGLE_ROWS + 8, FEW_ROWS + 8])
 def test_expand_and_combine_are_products(product: Product, rows: int) -> None:
     check(product, lambda x, up: x @ up, (rows, 8), (8, 40))
+
+
+def test_the_gradient_of_combine_leaves_a_sharded_result_where_it_is() -> None:
+    mesh = make_mesh(MeshConfig(data=2, sequence=4))
+
+    def placed(shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    B, T, V, P = 4, 64, 96, 3
+    logits, w = placed((B, T, V), "data", "sequence"), placed((B, T, P), "data", "sequence")
+    loss = jax.grad(lambda rows, w, logits: jnp.sum(jax.nn.logsumexp(logits + combine(w, rows), axis=-1)))
+    program = jax.jit(loss).lower(placed((P, V)), w, logits).compile().as_text()
+    assert program and "all-reduce" in program
+    assert not re.findall(r"all-gather|all-to-all|collective-permute", program)
 
 
 def check(product: Product, plain: Product, *shapes: tuple[int, int]) -> None:

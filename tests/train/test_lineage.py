@@ -67,6 +67,14 @@ def test_a_record_says_what_the_weights_are(run: Path) -> None:
     assert content_root(record.tensors) == Provenance(run).chain.links()[-1].content
 
 
+def test_arrays_are_stored_as_they_are(run: Path) -> None:
+    directory = ModelDirectory(run)
+    step = directory.steps()[-1]
+    names = directory.tensor_names(step)
+    assert names
+    assert {name for name in names if directory._stored(step, name).spec().to_json()["metadata"]["compressor"]} == set()
+
+
 def test_the_same_state_has_the_same_content_on_any_mesh(run: Path) -> None:
     record, directory = Provenance(run).record(4), ModelDirectory.open(run)
     mine = {name: d for name, d in record.tensors.items() if name.startswith("params/")}

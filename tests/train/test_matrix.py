@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -122,11 +123,14 @@ def test_a_voice_alone_can_be_asked_of_other_data(trained: Path, tmp_path: Path)
     assert matrix.values.shape == (4, 1) and bool((matrix.values > 1).all())
 
 
-def test_a_frozen_backbone_keeps_its_row_while_personas_change(trained: Path) -> None:
+def test_a_frozen_backbone_keeps_its_row_while_personas_change(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = opened(trained, ONE)
     with use(run.mesh, run.rules), closing(MatrixMeter(run)) as meter:
+        monkeypatch.setattr(meter, "_evaluate", evaluate := Mock(wraps=meter._evaluate))
         before = meter(run.trained, run.frozen)
+        first, voices = evaluate.call_count, len(before.voices)
         after = meter(jax.tree.map(jnp.zeros_like, run.trained), run.frozen)
+        assert evaluate.call_count - first == first // voices * (voices - 1) > 0
     np.testing.assert_array_equal(after.values[0], before.values[0])
     np.testing.assert_array_equal(after.values, np.broadcast_to(after.values[0], after.values.shape))
     assert not np.allclose(before.values[1:], before.values[:1], rtol=1e-3)

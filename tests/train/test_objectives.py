@@ -67,6 +67,14 @@ def test_means_and_sums() -> None:
     assert counts.tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("T", [1000, 1024])
+def test_a_mean_of_many_equal_weights_is_that_of_f64(T: int) -> None:
+    loss = np.random.default_rng(0).exponential(3.0, (4, T)).astype(np.float32)
+    weights = np.full_like(loss, 0.1)
+    found = weighted_mean(jnp.asarray(loss), jnp.asarray(weights))
+    assert float(found) == pytest.approx(np.mean(loss, dtype=np.float64), rel=5e-7)
+
+
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), groups=st.integers(1, 5))
 def test_the_bias_term_is_the_variance_of_the_means_of_the_groups_that_are_there(seed: int, groups: int) -> None:
