@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from abi_jax.errors import InputError
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.decoder import Decoder
-from abi_jax.model.persona import CORE_TARGETS, bound, head_scale
+from abi_jax.model.persona import CORE_TARGETS, bound, head_scale, settle
 from abi_jax.model.weight import Tree, describe, initialize, is_weight, path_name
 from abi_jax.persona import SIMPLEX_TOLERANCE
 from abi_jax.sharding.rules import AxisRules
@@ -48,20 +48,32 @@ def add_personas(
     shape: PersonaShape,
     key: jax.Array,
     *,
+    settled: int = 0,
     dtype: DTypeLike = jnp.float32,
     rules: AxisRules | None = None,
 ) -> tuple[ModelConfig, Tree]:
     """Attaches a bank of `shape.capacity` personas to a base model: for every mixture still exactly that model.
 
     The base arrays are passed on as they are; the bank's are made by `key`, in `dtype` (masters in f32 cost
-    little: a bank is small), on the base's mesh. Raises `InputError` when there is a bank already.
+    little: a bank is small), on the base's mesh. settled: so many first rows are going to be trained together with what
+    all share (see `persona.settle`). Raises `InputError` when there is a bank already.
     """
     if config.persona is not None:
         raise InputError(f"the model has a bank of {config.persona.capacity} personas already; expected a base model")
     with_bank = replace(config, persona=shape)
     _, weights = describe(lambda: Decoder(with_bank))
-    bank = initialize({BANK: weights[BANK]}, key, dtype, _mesh(params), rules)
+    described = settle(weights[BANK]) if settled else weights[BANK]
+    bank = initialize({BANK: described}, key, dtype, _mesh(params), rules)
+    if settled and "cores" in bank[BANK]:
+        for group in bank[BANK]["cores"].values():
+            group["core"] = first_rows(group["core"], settled)
     return with_bank, params | bank
+
+
+@partial(jax.jit, static_argnums=1)
+def first_rows(x: jax.Array, count: int) -> jax.Array:
+    """`[P, ...]` with zeros in place of all but the first `count` rows."""
+    return jnp.where(jnp.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1)) < count, x, 0)
 
 
 def drop_personas(config: ModelConfig, params: Tree) -> tuple[ModelConfig, Tree]:

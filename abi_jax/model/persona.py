@@ -9,7 +9,7 @@ for all layers, axis L; the larger matrices that they share are an array a layer
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.layers import projection, unstack
 from abi_jax.model.lora import LowRank, make_lora, share
 from abi_jax.model.matmul import combine, expand, project
-from abi_jax.model.weight import param
+from abi_jax.model.weight import Tree, Weight, map_weights, param
 from abi_jax.text.roles import NUM_ROLES
 
 NUM_POSITION_FEATURES = 4
@@ -173,7 +173,8 @@ class LayerCores:
 class CoreAdapters(nnx.Module):
     """`dW_w x = B (sum_p w_p C_p) A x` for the N projections of one input, in every layer.
 
-    `A` (down) and `B` (up) are shared, with one `r x r` core a persona. `name`: a key of `CORE_TARGETS`.
+    `A` (down) and `B` (up) are shared, with one `r x r` core a persona, zero at first (but see `settle`).
+    `name`: a key of `CORE_TARGETS`.
     """
 
     def __init__(self, config: ModelConfig, shape: PersonaShape, name: str) -> None:
@@ -196,6 +197,25 @@ class CoreAdapters(nnx.Module):
         downs, core = (down.get_value() for down in self.down), self.core.get_value()
         cores = unstack(core if w is None else jnp.einsum("bp,plnij->blnij", w, core), axis=1)
         return [LayerCores(*parts, mixed=w is not None) for parts in zip(downs, cores, ups, strict=True)]
+
+
+def settle(weights: Tree) -> Tree:
+    """A bank's description whose cores start at random and whose `B` at zero, rather than the other way round.
+
+    Either way the product is zero. Personas that are trained together with `A` and `B` learn faster from here: `B`
+    takes the gradient whole from the first step on, as LoRA's does, where a core takes what random `A` and `B` let
+    through. One that joins later starts with a core of zeros, between an `A` and a `B` that know their directions.
+    """
+
+    def of(path: str, weight: Weight) -> Weight:
+        match path.split("."):
+            case ["cores", _, "core"]:
+                return replace(weight, init="normal", scale=weight.shape[-1] ** -0.5)
+            case ["cores", _, "up", *_]:
+                return replace(weight, init="zeros")
+        return weight
+
+    return map_weights(of, weights)
 
 
 @jax.tree_util.register_dataclass

@@ -182,7 +182,8 @@ def _make_room(
     if model.persona is None:
         shape = config.model.persona
         capacity = max(shape.capacity, count)
-        return add_personas(model, params, replace(shape, capacity=capacity), key, rules=rules)
+        settled = 0 if config.only else count  # with `only`, what all share is not trained
+        return add_personas(model, params, replace(shape, capacity=capacity), key, settled=settled, rules=rules)
     if model.persona.capacity < count:
         return widen(model, params, 2 * count, key, mesh, rules)
     return model, params

@@ -40,13 +40,21 @@ def trained(
 
 
 @EACH
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_new_bank_changes_no_bit_of_the_logits(name: str, dtype: jnp.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "settled"), [(jnp.float32, 0), (jnp.float32, 2), (jnp.bfloat16, 2)])
+def test_a_new_bank_changes_no_bit_of_the_logits(name: str, dtype: jnp.dtype, settled: int) -> None:
     config, params = imported(name)
     tokens = np.concatenate([golden(name)["prompt"]] * 2)
     plain = logits(config, params, tokens, dtype=dtype)
-    attached, bank = add_personas(config, params, SHAPE, KEY)
+    attached, bank = add_personas(config, params, SHAPE, KEY, settled=settled)
     assert np.array_equal(logits(attached, bank, tokens, MIXTURES, dtype=dtype), plain)
+
+
+def test_settled_personas_have_cores_and_later_ones_none() -> None:
+    _, params = add_personas(*imported("llama3"), SHAPE, KEY, settled=2)
+    for group in params["persona"]["cores"].values():
+        assert np.asarray(group["core"])[:2].all() and not np.asarray(group["core"])[2:].any()
+        assert np.asarray(jax.tree.leaves(group["down"])[0]).all()
+        assert not any(np.asarray(up).any() for up in jax.tree.leaves(group["up"]))
 
 
 def test_base_arrays_are_passed_on_and_the_bank_is_what_the_model_describes() -> None:
@@ -67,8 +75,8 @@ def test_base_arrays_are_passed_on_and_the_bank_is_what_the_model_describes() ->
 def test_a_bank_is_made_on_the_mesh_of_its_base_with_the_same_values() -> None:
     config, single = imported("llama3")
     _, spread = import_hf(GOLDEN / "llama3", mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), progress=False)
-    _, a = add_personas(config, single, SHAPE, KEY)
-    _, b = add_personas(config, spread, SHAPE, KEY)
+    _, a = add_personas(config, single, SHAPE, KEY, settled=2)
+    _, b = add_personas(config, spread, SHAPE, KEY, settled=2)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert len(y.sharding.device_set) == 8
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=1e-7)
