@@ -131,17 +131,17 @@ class ModelDirectory:
 
         Raises `ValueError` where it cannot be read, or is stored with another shape.
         """
-        array = self._stored(step, name)
+        array = self._stored(step, name).result()
         if shape is not None and tuple(array.shape) != tuple(shape):
             raise ValueError(f"{name} is stored with shape {array.shape}; expected {shape}")
         found: np.ndarray = array.read().result()
         return found
 
-    def _stored(self, step: int, name: str) -> ts.TensorStore:
+    def _stored(self, step: int, name: str) -> ts.Future[ts.TensorStore]:
         item, _, path = name.partition("/")
         base = {"driver": "file", "path": f"{self.checkpoints / str(step) / item}/"}
         stored = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
-        return ts.open({"driver": "zarr", "kvstore": stored}, open=True, read=True).result()
+        return ts.open({"driver": "zarr", "kvstore": stored}, open=True, read=True)
 
     def tensor_names(self, step: int) -> list[str]:
         """The arrays of a step, by the names that `read_tensor` takes."""
@@ -182,23 +182,19 @@ class ModelDirectory:
         if mesh is None:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), target)
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(self.checkpoints / str(step) / PARAMS, target)
-        except ValueError as error:
-            misfit = self._misfit(step, target)
-            if misfit is None:
-                raise
-            raise InputError(f"{self.checkpoints / str(step)} is of another model than model.yaml: {misfit}") from error
+        misfit = self._misfit(step, target)  # before Orbax finds it, in a thread, with a traceback for every weight
+        if misfit:
+            raise InputError(f"{self.checkpoints / str(step)} is of another model than model.yaml: {misfit}")
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(self.checkpoints / str(step) / PARAMS, target)
 
     def _misfit(self, step: int, target: Tree) -> str | None:
         """The first weight of a step that is not as in `target`, if there is one."""
         leaves, _ = jax.tree_util.tree_flatten_with_path(target)
         expected = {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
         names = (name.partition("/") for name in self.tensor_names(step))
-        stored = {
-            path: tuple(self._stored(step, f"{PARAMS}/{path}").shape) for item, _, path in names if item == PARAMS
-        }
+        opened = {path: self._stored(step, f"{PARAMS}/{path}") for item, _, path in names if item == PARAMS}
+        stored = {path: tuple(array.result().shape) for path, array in opened.items()}
         for path in sorted(expected.keys() | stored.keys()):
             if expected.get(path) != stored.get(path):
                 return f"it has {path} {stored.get(path, 'missing')}; expected {expected.get(path, 'none')}"

@@ -72,7 +72,9 @@ def test_arrays_are_stored_as_they_are(run: Path) -> None:
     step = directory.steps()[-1]
     names = directory.tensor_names(step)
     assert names
-    assert {name for name in names if directory._stored(step, name).spec().to_json()["metadata"]["compressor"]} == set()
+    assert {
+        name for name in names if directory._stored(step, name).result().spec().to_json()["metadata"]["compressor"]
+    } == set()
 
 
 def test_the_same_state_has_the_same_content_on_any_mesh(run: Path) -> None:
