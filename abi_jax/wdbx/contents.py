@@ -1,0 +1,123 @@
+"""What a store holds at its last version, in memory; every record changes it, whether it was just written or is read."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.log.record import GENESIS, Head, Kind, Record
+from abi_jax.wdbx.rows import decode_ids, decode_rows
+from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.spec import CollectionSpec, read_spec
+from abi_jax.wdbx.tail import Tail
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Where a collection's rows are: in segments, then in a tail. Replaced whole, so that a reader sees every row once."""
+
+    segments: tuple[Segment, ...]
+    tail: Tail
+
+
+@dataclass
+class Collection:
+    """A collection at the last version. horizon: the first version of it that can still be read. dropped: 0 if it is not.
+
+    deaths: of rows of segments, since the last sealing: segment, row, version.
+    """
+
+    number: int
+    spec: CollectionSpec
+    created: int
+    rows: RowSet
+    horizon: int = 0
+    dropped: int = 0
+    deaths: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def tail(self) -> Tail:
+        """Rows that only the log holds."""
+        return self.rows.tail
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Sealed rows."""
+        return self.rows.segments
+
+
+class Contents:
+    """Collections, tags and the heads of versions that were read or written, oldest first."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.time = 0
+        self.link = GENESIS
+        self.collections: dict[int, Collection] = {}
+        self.tags: dict[str, int] = {}
+        self.heads: list[Head] = []
+        self.details: dict[int, dict[str, Any]] = {}  # of versions that changed no rows: what they said
+
+    def named(self) -> dict[str, Collection]:
+        """Collections that have not been dropped, by name."""
+        return {each.spec.name: each for each in self.collections.values() if not each.dropped}
+
+    def apply(self, record: Record) -> Any:
+        """Does what a record says. Returns the number of rows that an upsert replaced or a delete found."""
+        head = record.head
+        result: Any = None
+        if head.kind is Kind.CREATE:
+            spec = read_spec(self._said(record))
+            number = head.collection
+            self.collections[number] = Collection(number, spec, head.version, RowSet((), Tail(spec)), head.version)
+        elif head.kind is Kind.DROP:
+            self._collection(head).dropped = head.version
+        elif head.kind is Kind.UPSERT:
+            result = self._upsert(record)
+        elif head.kind is Kind.DELETE:
+            result = self._delete(record)
+        elif head.kind is Kind.TAG:
+            said = self._said(record)
+            if said["version"] is None:
+                self.tags.pop(said["name"], None)
+            else:
+                self.tags[said["name"]] = said["version"]
+        elif head.kind in (Kind.SEAL, Kind.PARENTS, Kind.SETTINGS, Kind.ERASE):
+            self._said(record)
+        self.heads.append(head)
+        self.version, self.time, self.link = head.version, head.time, head.link
+        return result
+
+    def _said(self, record: Record) -> dict[str, Any]:
+        try:
+            said: dict[str, Any] = json.loads(record.payload) if record.payload else {}
+        except ValueError:
+            raise DamagedError(f"version {record.head.version} does not say what it did") from None
+        self.details[record.head.version] = said
+        return said
+
+    def _collection(self, head: Head) -> Collection:
+        found = self.collections.get(head.collection)
+        if found is None:
+            raise DamagedError(f"version {head.version} changes collection {head.collection}, which was never created")
+        return found
+
+    def _upsert(self, record: Record) -> int:
+        collection = self._collection(record.head)
+        rows = decode_rows(collection.spec, record.payload)
+        replaced = self._kill(collection, record.head.version, rows.ids)
+        return replaced + collection.tail.append(record.head.version, rows)
+
+    def _delete(self, record: Record) -> int:
+        collection = self._collection(record.head)
+        ids = decode_ids(collection.spec, record.payload)
+        in_tail = collection.tail.kill(record.head.version, ids if isinstance(ids, list) else ids.tolist())
+        return len(in_tail) + self._kill(collection, record.head.version, ids)
+
+    def _kill(self, collection: Collection, version: int, ids: Any) -> int:
+        dead = 0
+        for segment in collection.segments:
+            rows = segment.kill(version, ids)
+            collection.deaths += [(segment.number, row, version) for row in rows.tolist()]
+            dead += len(rows)
+        return dead

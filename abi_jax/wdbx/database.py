@@ -1,0 +1,352 @@
+"""A store that is open: collections by name, commits, versions, sealing."""
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import IO, Any
+from uuid import uuid4
+
+from abi_jax.errors import InputError
+from abi_jax.lineage_digest import canonical
+from abi_jax.wdbx.background import Background
+from abi_jax.wdbx.collect import collect
+from abi_jax.wdbx.contents import Collection, Contents
+from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
+from abi_jax.wdbx.history import read_history
+from abi_jax.wdbx.log.commit import Commits, Draft, Position
+from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
+from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.manifest import FORMAT_VERSION
+from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids
+from abi_jax.wdbx.seal import Sealed, is_new, seal
+from abi_jax.wdbx.spec import CollectionSpec, make_spec
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.verify import Finding, verify
+from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
+from abi_jax.wdbx.view import Hit, Row, View
+from abi_jax.wdbx.witness import HEAD_FILE, Witness, checked_json
+
+MODES = ("a", "r")
+RETENTION = 3600.0
+SEAL_AT_CLOSE = 64 << 10  # bytes of a log
+
+
+class CollectionHandle:
+    """A collection of an open store, at its last version."""
+
+    def __init__(self, database: "Database", number: int, spec: CollectionSpec) -> None:
+        self._database = database
+        self._number = number
+        self.spec = spec
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.spec.name
+
+    def __len__(self) -> int:
+        return len(self.view())
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return f"<collection {spec.name!r}: {len(self)} rows of {spec.dim} x {spec.dtype}, {spec.metric}>"
+
+    def view(self, at: At = None) -> View:
+        """The collection at a version, a tag or a time (now)."""
+        return self._database.view(self._number, at)
+
+    def upsert(self, ids: Iterable[Any], vectors: Any, metadata: Any = None) -> int:
+        """Writes rows: new ones, and whole new rows for ids that are there. Durable when it returns; returns the version.
+
+        metadata: a mapping for each row, or columns by name, or an Arrow table. Raises `InputError` where anything does
+        not fit, and then writes nothing.
+        """
+        rows = make_rows(self.spec, ids, vectors, metadata)
+        if not len(rows):
+            return self._database.version
+        payload = encode_rows(self.spec, rows)
+        return self._database.commit(Kind.UPSERT, self._number, len(rows), payload)[0]
+
+    def delete(self, ids: Iterable[Any]) -> int:
+        """Deletes rows. Durable when it returns; returns how many of the ids were there."""
+        checked = unique_ids(make_ids(self.spec, ids, unique=False))
+        if not len(checked):
+            return 0
+        payload = encode_ids(self.spec, checked)
+        found: int = self._database.commit(Kind.DELETE, self._number, len(checked), payload)[1]
+        return found
+
+    def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:
+        """The rows of ids, in their order; None where there is none."""
+        return self.view(at).get(ids)
+
+    def query(
+        self, vectors: Any, top_k: int = 10, where: Mapping[str, Any] | None = None, at: At = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """The `top_k` rows that score best; see `View.query`."""
+        return self.view(at).query(vectors, top_k, where)
+
+
+class Database:
+    """A store that is open, for writing (`mode="a"`, one at a time) or for reading (`mode="r"`, any number)."""
+
+    def __init__(
+        self, storage: LocalStorage, mode: str = "a", retention: float = RETENTION, background: bool = True
+    ) -> None:
+        """retention: seconds for which every version can be read. background: seals without being asked."""
+        if mode not in MODES:
+            raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
+        self.storage = storage
+        self.mode = mode
+        self._lock: IO[str] | None = None
+        self._commits: Commits | None = None
+        self._background: Background | None = None
+        self._retention = retention
+        self._changing = threading.RLock()
+        self._sealing = threading.Lock()
+        try:
+            if mode == "a":
+                self._open_to_write()
+                if background:
+                    self._background = Background(self.seal, self._unsealed)
+            else:
+                self.refresh()
+        except BaseException:
+            self._unlock()
+            raise
+
+    def refresh(self) -> int:
+        """Reads what was written since a store was opened for reading; the last version."""
+        if self.mode == "r":
+            self._loaded = load_while_written(self.storage)
+            self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
+            pin, self._lock = self._lock, self.storage.pin(self._loaded.contents.version)
+            if pin is not None:
+                pin.close()
+        return self.version
+
+    @property
+    def _contents(self) -> Contents:
+        return self._loaded.contents
+
+    def _open_to_write(self) -> None:
+        if self.storage.read(STORE_FILE) is None:
+            refuse_other_folder(self.storage)
+            self.storage.make()
+            self._lock = self.storage.lock()
+            if self.storage.read(STORE_FILE) is None:
+                self._create()
+        else:
+            self._lock = self.storage.lock()
+        self._loaded = load(self.storage)
+        self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
+        self._begin_log(self._loaded)
+
+    def _create(self) -> None:
+        store = uuid4().bytes
+        head = first_log(store)
+        self.storage.put(f"log/{head.name}", head.encode())
+        said = {
+            "format": "wdbx",
+            "format_version": FORMAT_VERSION,
+            "store": store.hex(),
+            "created": int(datetime.now(UTC).timestamp() * 1e6),
+            "encryption": None,
+            "public_keys": [],
+        }
+        self.storage.put(STORE_FILE, checked_json("wdbx store", said))
+
+    def _begin_log(self, loaded: Loaded) -> None:
+        """Cuts off what a crash left, and begins a log file of a new epoch."""
+        newest = loaded.newest
+        if newest.torn:
+            torn = self.storage.append_to(f"log/{newest.head.name}")
+            torn.truncate(newest.end)
+            torn.sync()
+            torn.close()
+        contents, epoch = loaded.contents, newest.head.epoch + 1
+        head = LogHead(
+            loaded.store,
+            epoch,
+            contents.version + 1,
+            contents.link,
+            self._sealed.manifest.version if self._sealed.manifest else 0,
+            self._sealed.digest,
+        )
+        self.storage.put(f"log/{head.name}", head.encode())
+        log = self.storage.append_to(f"log/{head.name}")
+        position = Position(contents.version, contents.link, contents.time, epoch)
+        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply)
+        self._witness(closed=False)
+
+    def _witness(self, closed: bool) -> None:
+        contents, epoch = self._contents, self._writing().position.epoch
+        self.storage.put(HEAD_FILE, Witness(contents.version, contents.link.hex(), epoch, closed).encode())
+
+    def _writing(self) -> Commits:
+        if self._commits is None:
+            raise WdbxError(f'{self.storage} is open for reading (or closed); expected mode="a" to write')
+        return self._commits
+
+    def commit(self, kind: Kind, collection: int, rows: int, payload: bytes) -> tuple[int, Any]:
+        """Writes a version. Returns its number, and what applying it returned."""
+        made = self._writing().commit(Draft(kind, collection, rows, payload))
+        if self._background is not None:
+            self._background.written()
+        return made
+
+    def _unsealed(self) -> int:
+        """Bytes of the log that no segment holds, 0 where there is nothing but sealing in it."""
+        return self._writing().size if is_new(self._contents, self._sealed) else 0
+
+    @property
+    def version(self) -> int:
+        """The last version."""
+        return self._contents.version
+
+    def create_collection(
+        self,
+        name: str,
+        dim: int,
+        metric: str = "cosine",
+        dtype: Any = "float32",
+        schema: Mapping[str, Any] | None = None,
+        ids: str = "str",
+    ) -> CollectionHandle:
+        """Makes a collection.
+
+        metric: "cosine", "l2" or "ip". dtype: "float32", "float16", "bfloat16" or "int8". schema: types of metadata by
+        field: str, int, float, bool, "time", "bytes", "list[str]", "list[int]". ids: "str" or "int".
+        """
+        spec = make_spec(name, dim, metric, dtype, ids, schema)
+        with self._changing:
+            if name in self._contents.named():
+                raise InputError(f"collection {name!r} is there already; expected another name")
+            number = max(self._contents.collections, default=0) + 1
+            self.commit(Kind.CREATE, number, 0, canonical(spec.to_json()))
+        return CollectionHandle(self, number, spec)
+
+    def drop_collection(self, name: str) -> None:
+        """Takes a collection away; versions in which it was there can be read as long as they are kept."""
+        with self._changing:
+            self.commit(Kind.DROP, self._named(name).number, 0, b"")
+
+    def collection(self, name: str) -> CollectionHandle:
+        """The collection of that name."""
+        found = self._named(name)
+        return CollectionHandle(self, found.number, found.spec)
+
+    def collections(self) -> list[str]:
+        """Names of all collections."""
+        return sorted(self._contents.named())
+
+    def _named(self, name: str) -> Collection:
+        found = self._contents.named()
+        if name not in found:
+            raise InputError(f"there is no collection {name!r} in {self.storage}; it has {', '.join(found) or 'none'}")
+        return found[name]
+
+    def view(self, number: int, at: At = None) -> View:
+        """Collection `number` at a version, a tag or a time (now)."""
+        collection = self._contents.collections[number]
+        version = resolve(at, self._contents, self.storage, self._sealed.manifest)
+        if version < collection.created or (collection.dropped and version >= collection.dropped):
+            raise InputError(f"collection {collection.spec.name!r} was not there at version {version}")
+        if version < collection.horizon:
+            raise InputError(f"version {version} is no longer kept; expected {collection.horizon} or later")
+        rows = collection.rows
+        return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count)
+
+    def tag(self, name: str, version: At = None) -> None:
+        """Gives a version (the last) a name."""
+        if not isinstance(name, str) or not name:
+            raise InputError(f"tag {name!r}: expected a text")
+        found = resolve(version, self._contents, self.storage, self._sealed.manifest)
+        self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": found}))
+
+    def log(self) -> Iterator[dict[str, Any]]:
+        """All versions, newest first: number, time, kind, collection, rows, link."""
+        sealed = read_history(self.storage, self._sealed.manifest, newest_first=True)
+        for head in (*reversed(self._contents.heads), *sealed):
+            collection = self._contents.collections.get(head.collection)
+            yield {
+                "version": head.version,
+                "time": datetime.fromtimestamp(head.time / 1e6, UTC).isoformat(),
+                "kind": head.kind.name.lower(),
+                "collection": collection.spec.name if collection else None,
+                "rows": head.rows,
+                "link": head.link.hex(),
+            }
+
+    def verify(self) -> list[Finding]:
+        """Everything that is wrong with what is stored; nothing, where it is as it was written."""
+        return verify(self.storage)
+
+    def seal(self, everything: bool = False) -> None:
+        """Turns what only the log holds into segments."""
+        commits = self._writing()
+        with self._sealing:
+            store, contents = self._loaded.store, self._contents
+            self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
+            collect(self.storage, self._sealed.manifest, pinned=set())
+
+    def compact(self) -> None:
+        """Makes one segment of each collection, and takes away what can no longer be read."""
+        self.seal(everything=True)
+
+    def _horizon(self, collection: Collection) -> int:
+        late = int((time() - self._retention) * 1e6)
+        kept = version_at(late, self._contents, self.storage, self._sealed.manifest)
+        return oldest_needed(kept, self.storage.pins(), self._contents.tags.values())
+
+    def close(self) -> None:
+        """Lets the store go; another process may write to it then."""
+        try:
+            if self._background is not None:
+                self._background.stop()
+                self._background = None
+            if self._commits is not None:
+                if self._unsealed() > SEAL_AT_CLOSE:
+                    with contextlib.suppress(OSError, InputError):  # the log has it all
+                        self.seal()
+                self._commits.close()
+                self._witness(closed=True)
+        finally:
+            self._commits = None
+            self._unlock()
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.truncate(0)
+            lock.close()
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def refuse_other_folder(storage: LocalStorage) -> None:
+    """Raises `InputError` where a new store would be made in a folder that holds something else."""
+    with contextlib.suppress(FileNotFoundError):
+        if storage.root.is_file():
+            raise InputError(f"{storage} is a file; expected a WDBX store, or a path where none is yet")
+        known = {"log", "lock", "manifests", "segments", "indexes", "history", "pins"}
+        strange = [name for name in storage.names("") if name not in known]
+        if strange:
+            raise InputError(f"{storage} is not empty and not a WDBX store: it has {strange[0]}; expected another path")
+
+
+def open_store(path: str | Path, mode: str = "a", retention: float = RETENTION) -> Database:
+    """Opens the store at `path`, and makes it where there is none and `mode` is "a".
+
+    retention: seconds for which every version can be read; later ones that are tagged or being read stay longer.
+    """
+    return Database(LocalStorage(Path(path)), mode, retention)
+

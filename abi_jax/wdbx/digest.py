@@ -1,0 +1,149 @@
+"""Digests of rows, and the tree over them: what a segment holds, however it is stored.
+
+docs/wdbx-format.md, "Digests and proofs".
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from abi_jax.lineage_digest import HASH, sha256
+from abi_jax.wdbx.rows import Ids
+from abi_jax.wdbx.spec import CollectionSpec
+
+FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast as SHA-256 is
+DOMAIN = b"abi-jax/wdbx row\0"
+
+
+def row_messages(
+    spec: CollectionSpec, ids: Ids, born: np.ndarray, vectors: np.ndarray, metadata: pa.Table
+) -> pa.Array:
+    """What is hashed of every row: large binary `[n]`.
+
+    The domain, born (uint64), the vector, of every column a byte (1 where there is a value) and its value of fixed
+    width or the count of bytes or elements (uint32); then everything of variable width: the id (of type int: 8 bytes),
+    texts, elements of lists (texts after their counts of bytes).
+    """
+    count = len(born)
+    fixed: list[np.ndarray] = [
+        np.broadcast_to(np.frombuffer(DOMAIN, np.uint8), (count, len(DOMAIN))),
+        _bytes(born.astype("<u8")),
+        _bytes(vectors),
+    ]
+    text_ids = pa.array(ids, pa.string()) if spec.ids == "str" else None
+    varying: list[pa.Array] = [] if text_ids is None else [text_ids.cast(pa.large_binary())]
+    fixed.append(
+        _bytes(np.asarray(ids, "<i8")) if text_ids is None else _bytes(np.asarray(pc.binary_length(text_ids), "<u4"))
+    )
+    for name, _ in spec.schema:
+        column = metadata[name].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        fixed.append(_bytes(np.asarray(column.is_valid()).astype(np.uint8)))
+        width, parts = _column(column)
+        fixed.append(width)
+        varying += parts
+    width = sum(part.shape[1] for part in fixed)
+    block = pa.py_buffer(np.concatenate(fixed, axis=1).reshape(-1))
+    head = pa.Array.from_buffers(pa.binary(width), count, [None, block]).cast(pa.large_binary())
+    return pc.binary_join_element_wise(head, *varying, pa.scalar(b"", pa.large_binary())) if varying else head
+
+
+def _column(column: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
+    """A column's part of fixed width, uint8 `[n, w]`, and its parts of variable width."""
+    kind = column.type
+    if pa.types.is_list(kind):
+        column = pc.fill_null(column, pa.scalar([], kind))
+        lengths = _bytes(np.asarray(pc.list_value_length(column), "<u4"))
+        offsets = np.asarray(column.offsets).astype(np.int64)
+        values = column.values
+        if pa.types.is_string(kind.value_type):
+            values = pc.fill_null(values, "")
+            sizes = np.asarray(pc.binary_length(values), "<u4")
+            ends = np.asarray(values.offsets if hasattr(values, "offsets") else _offsets(values)).astype(np.int64)
+            texts = pa.py_buffer(values.buffers()[2] or b"")
+            return lengths, [_slices(offsets * 4, sizes), _binary(ends[offsets], texts)]
+        return lengths, [_slices(offsets * 8, np.asarray(pc.fill_null(values, 0), "<i8"))]
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        filled = pc.fill_null(column, "" if pa.types.is_string(kind) else b"")
+        return _bytes(np.asarray(pc.binary_length(filled), "<u4")), [filled.cast(pa.large_binary())]
+    if pa.types.is_boolean(kind):
+        return _bytes(np.asarray(pc.fill_null(column, False)).astype(np.uint8)), []
+    if pa.types.is_timestamp(kind):
+        column = column.cast(pa.int64())
+    return _bytes(np.asarray(pc.fill_null(column, 0)).astype(f"<{'f8' if pa.types.is_float64(kind) else 'i8'}")), []
+
+
+def _offsets(values: pa.Array) -> np.ndarray:
+    return np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+
+
+def _slices(ends: np.ndarray, values: np.ndarray) -> pa.Array:
+    return _binary(ends, pa.py_buffer(np.ascontiguousarray(values)))
+
+
+def _binary(offsets: np.ndarray, data: pa.Buffer) -> pa.Array:
+    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), data])
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """`[n, ...]` as uint8 `[n, bytes]`."""
+    values = np.ascontiguousarray(values)
+    return values.reshape(len(values), -1).view(np.uint8)
+
+
+def row_digests(messages: pa.Array) -> np.ndarray:
+    """SHA-256 of every message, uint8 `[n, 32]`."""
+    ends = np.frombuffer(messages.buffers()[1], np.int64)[messages.offset : messages.offset + len(messages) + 1].tolist()
+    data, one = memoryview(messages.buffers()[2] or b""), hashlib.sha256
+    made = b"".join([one(data[a:b]).digest() for a, b in zip(ends, ends[1:], strict=False)])
+    return np.frombuffer(made, np.uint8).reshape(-1, HASH)
+
+
+def tree_levels(digests: np.ndarray) -> list[np.ndarray]:
+    """All levels of the tree over digests uint8 `[n, 32]`, from the leaves to the root, which stands alone."""
+    levels = [digests]
+    while len(levels[-1]) > 1:
+        data = memoryview(np.ascontiguousarray(levels[-1]).reshape(-1))
+        size = FANOUT * HASH
+        made = b"".join([sha256("wdbx node", data[a : a + size]) for a in range(0, len(data), size)])
+        levels.append(np.frombuffer(made, np.uint8).reshape(-1, HASH))
+    return levels
+
+
+def tree_root(digests: np.ndarray) -> bytes:
+    """The root of the tree, bound to how many leaves it has; of none, too."""
+    root = tree_levels(digests)[-1].tobytes()
+    return sha256("wdbx rows", len(digests).to_bytes(8, "little"), root)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a leaf stands in a tree of `count` leaves, and the digests beside it, level by level, from the leaves up."""
+
+    row: int
+    count: int
+    beside: tuple[bytes, ...]
+
+    def root(self, digest: bytes) -> bytes | None:
+        """The root that a leaf `digest` at this place leads to; None where it leads to none."""
+        at = self.row
+        for siblings in self.beside:
+            inside = at % FANOUT
+            if siblings[inside * HASH : (inside + 1) * HASH] != digest:
+                return None
+            digest, at = sha256("wdbx node", siblings), at // FANOUT
+        return sha256("wdbx rows", self.count.to_bytes(8, "little"), digest) if at == 0 else None
+
+
+def tree_path(levels: Sequence[np.ndarray], row: int) -> Path:
+    """The path of leaf `row`."""
+    beside, at = [], row
+    for level in levels[:-1]:
+        start = at - at % FANOUT
+        beside.append(level[start : start + FANOUT].tobytes())
+        at //= FANOUT
+    return Path(row, len(levels[0]), tuple(beside))

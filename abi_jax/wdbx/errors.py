@@ -1,0 +1,23 @@
+"""What can go wrong with a store that is nobody's bad input."""
+
+from abi_jax.errors import InputError
+
+
+class WdbxError(InputError):
+    """A store cannot do what it was asked; the message says why, and nothing has changed."""
+
+
+class LockedError(WdbxError):
+    """Another process writes to the store."""
+
+
+class FencedError(WdbxError):
+    """Another process has taken the store over; what this one had not yet acknowledged is not in it."""
+
+
+class DamagedError(WdbxError):
+    """What is stored is not what was written; see `abi wdbx verify`."""
+
+
+class NoKeyError(WdbxError):
+    """The store is encrypted, and the key that was given, if any, does not open it."""

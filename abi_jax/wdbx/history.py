@@ -1,0 +1,37 @@
+"""Heads of versions whose log is gone: 128 bytes each, one after the other."""
+
+import hashlib
+from collections.abc import Iterator
+
+from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.log.record import HEAD, Head, parse_head
+from abi_jax.wdbx.manifest import HistoryEntry, Manifest
+from abi_jax.wdbx.storage.local import LocalStorage
+
+FOLDER = "history"
+
+
+def write_history(storage: LocalStorage, heads: list[Head]) -> tuple[str, HistoryEntry]:
+    """Writes heads, oldest first, to a file of their own; its name and what a manifest says of it."""
+    data = b"".join(head.encode() for head in heads)
+    name = f"{heads[0].version:020d}-{heads[-1].version:020d}.bin"
+    storage.put(f"{FOLDER}/{name}", data)
+    return name, HistoryEntry(heads[0].version, heads[-1].version, hashlib.sha256(data).hexdigest())
+
+
+def read_history(storage: LocalStorage, manifest: Manifest | None, newest_first: bool = False) -> Iterator[Head]:
+    """All heads that a manifest's history has. Raises `DamagedError` where a file is not as it was written."""
+    entries = sorted(manifest.history.items() if manifest else (), key=lambda each: each[1].first, reverse=newest_first)
+    for name, entry in entries:
+        heads = parse_history(f"{storage}/{FOLDER}/{name}", storage.read(f"{FOLDER}/{name}"), entry)
+        yield from reversed(heads) if newest_first else heads
+
+
+def parse_history(name: str, data: bytes | None, entry: HistoryEntry) -> list[Head]:
+    """The heads in a file of history."""
+    if data is None:
+        raise DamagedError(f"{name} is missing: versions {entry.first} to {entry.last}")
+    heads = [parse_head(data[at : at + HEAD.size]) for at in range(0, len(data), HEAD.size)]
+    if hashlib.sha256(data).hexdigest() != entry.digest or None in heads:
+        raise DamagedError(f"{name} is damaged: versions {entry.first} to {entry.last}")
+    return [head for head in heads if head is not None]

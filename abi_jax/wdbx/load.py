@@ -1,0 +1,168 @@
+"""Reading a store from its files: the newest manifest in force, then every log behind it."""
+
+import json
+from dataclasses import dataclass
+from time import sleep
+
+import numpy as np
+
+from abi_jax.errors import InputError
+from abi_jax.wdbx.contents import Collection, Contents, RowSet
+from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
+from abi_jax.wdbx.log.record import Kind, Record
+from abi_jax.wdbx.manifest import Manifest, check_format, manifest_hash, manifest_name, parse_manifest
+from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.tail import Tail
+from abi_jax.wdbx.witness import HEAD_FILE, read_checked, read_witness
+
+STORE_FILE = "wdbx.json"
+ATTEMPTS, WAIT_SECONDS = 5, 0.05
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A store as it was found. newest: its last log file; behind `newest.end` there may be a torn record."""
+
+    store: bytes
+    contents: Contents
+    newest: Scan
+    manifest: Manifest | None
+    manifest_hash: bytes
+
+
+def load(storage: LocalStorage) -> Loaded:
+    """Reads the store. Raises `InputError` where there is none, `DamagedError` where it is not as it was written."""
+    store = read_store(storage)
+    scans = read_logs(storage, store)
+    newest = scans[-1]
+    records = chained(scans)
+    version, digest = newest.head.manifest, newest.head.manifest_hash
+    for record in records:
+        if record.head.kind is Kind.SEAL:
+            said = json.loads(record.payload)
+            version, digest = said["version"], bytes.fromhex(said["hash"])
+    manifest = read_manifest(storage, version, digest) if version else None
+    contents = Contents() if manifest is None else open_sealed(storage, manifest)
+    behind = [record for record in records if record.head.version > contents.version]
+    if behind and behind[0].head.version != contents.version + 1:
+        raise DamagedError(
+            f"{storage}: versions {contents.version + 1} to {behind[0].head.version - 1} are in no log file"
+        )
+    for record in behind:
+        contents.apply(record)
+    if contents.link != newest.link and newest.next_version - 1 >= contents.version:
+        raise DamagedError(f"{storage}: the logs do not go on from manifest {version}")
+    witness = storage.read(HEAD_FILE)
+    if witness is not None:
+        said = read_witness(f"{storage}/{HEAD_FILE}", witness)
+        if said.version > contents.version:
+            raise DamagedError(
+                f"{storage}: the chain ends at version {contents.version}, and was at {said.version} before; "
+                "see abi wdbx verify"
+            )
+    return Loaded(store, contents, newest, manifest, digest)
+
+
+def load_while_written(storage: LocalStorage) -> Loaded:
+    """Reads a store that another process writes to, and whose files may go while they are read."""
+    for _ in range(ATTEMPTS):
+        try:
+            return load(storage)
+        except DamagedError:
+            sleep(WAIT_SECONDS)
+    return load(storage)
+
+
+def read_store(storage: LocalStorage) -> bytes:
+    """The 16 bytes that a store is known by."""
+    data = storage.read(STORE_FILE)
+    if data is None:
+        raise InputError(f"{storage} is not a WDBX store: it has no {STORE_FILE}")
+    said = read_checked("wdbx store", f"{storage}/{STORE_FILE}", data)
+    store = bytes.fromhex(said["store"])
+    check_format(said, f"{storage}/{STORE_FILE}")
+    return store
+
+
+def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
+    """All log files, oldest first. Raises `DamagedError` where one of them is not whole."""
+    found = []
+    for name in storage.names("log"):
+        data = storage.read(f"log/{name}")
+        head = parse_log_head(data or b"")
+        if data is None or head is None or head.store != store or head.name != name:
+            raise DamagedError(f"{storage}/log/{name} does not begin as a log of this store does")
+        found.append(scan(head, data))
+    if not found:
+        raise DamagedError(f"{storage}/log is empty; expected at least one log file")
+    found.sort(key=lambda each: (each.head.epoch, each.head.first))
+    for each, following in zip(found, [*found[1:], None], strict=True):
+        end = None if following is None else following.head.first
+        if each.damaged_version and (end is None or each.damaged_version < end):
+            raise DamagedError(
+                f"{storage}/log/{each.head.name}: version {each.damaged_version} was written and is damaged; "
+                "see abi wdbx verify"
+            )
+    return found
+
+
+def chained(scans: list[Scan]) -> list[Record]:
+    """The records of log files, each version once: where two have it, the later file's counts."""
+    made: list[Record] = []
+    for each in scans:
+        kept = [record for record in made if record.head.version < each.head.first]
+        if kept and (kept[-1].head.version + 1 != each.head.first or kept[-1].head.link != each.head.link):
+            raise DamagedError(
+                f"log {each.head.name} does not go on from version {kept[-1].head.version}, where the one before it ends"
+            )
+        made = kept + each.records
+    return made
+
+
+def read_manifest(storage: LocalStorage, version: int, digest: bytes) -> Manifest:
+    """The manifest up to `version`, whose hash must be `digest`."""
+    name = manifest_name(version)
+    data = storage.read(name)
+    if data is None:
+        raise DamagedError(f"{storage}/{name} is missing")
+    if manifest_hash(data) != digest:
+        raise DamagedError(f"{storage}/{name} is not the one that was sealed")
+    return parse_manifest(f"{storage}/{name}", data)
+
+
+def step_name(number: int) -> str:
+    """The folder of a segment."""
+    return f"segments/{number:08d}"
+
+
+def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
+    """What a manifest holds, with its segments mapped."""
+    made = Contents()
+    made.version, made.time, made.link = manifest.version, manifest.time, bytes.fromhex(manifest.link)
+    made.tags = dict(manifest.tags)
+    for number, entry in manifest.collections.items():
+        rows = RowSet((), Tail(entry.spec))
+        made.collections[number] = Collection(
+            number, entry.spec, entry.created, rows, entry.horizon, entry.dropped
+        )
+    deaths: list[np.ndarray] = []
+    for number, step in sorted(manifest.segments.items()):
+        collection = made.collections[step.collection]
+        arrays = storage.load(step_name(number))
+        if step.deaths:
+            deaths.append(np.asarray(arrays["deaths"]))
+        if step.rows:
+            segment = Segment(number, collection.spec, step.first, arrays)
+            collection.rows = RowSet((*collection.segments, segment), collection.tail)
+    by_number = {each.number: each for collection in made.collections.values() for each in collection.segments}
+    for number, row, version in np.concatenate(deaths).tolist() if deaths else []:
+        if number in by_number:
+            by_number[number].died[row] = version
+    return made
+
+
+def first_log(store: bytes) -> LogHead:
+    """The head of a new store's first log."""
+    return LogHead(store, epoch=1, first=1, link=bytes(32))

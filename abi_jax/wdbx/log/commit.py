@@ -1,0 +1,149 @@
+"""Commits: records written in groups, each group waited for once, then applied in order."""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import time_ns
+from typing import Any
+
+from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.log.record import Head, Kind, Record, payload_digest
+from abi_jax.wdbx.storage.operations import LogFile
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version that has no number yet."""
+
+    kind: Kind
+    collection: int
+    rows: int
+    payload: bytes
+
+
+@dataclass
+class Position:
+    """Where the chain is: the last version, its link and its time; and the writer's epoch."""
+
+    version: int
+    link: bytes
+    time: int
+    epoch: int
+
+
+@dataclass
+class _Waiting:
+    draft: Draft
+    done: bool = False
+    version: int = 0
+    result: Any = None
+    error: Exception | None = field(default=None)
+
+
+class Commits:
+    """Writes records to a log file. Threads that commit at the same time share one wait for the disk.
+
+    apply: called with every record once it is durable, in order and never twice at a time; what it returns is what
+    `commit` does.
+    """
+
+    def __init__(self, log: LogFile, size: int, position: Position, apply: Callable[[Record], Any]) -> None:
+        self._log = log
+        self.size = size
+        self.position = position
+        self._apply = apply
+        self._queue: deque[_Waiting] = deque()
+        self._writing = threading.RLock()
+        self._broken = ""
+
+    def commit(self, draft: Draft) -> tuple[int, Any]:
+        """Makes `draft` a version; returns its number, and what applying it returned, when it is durable.
+
+        Raises `WdbxError` where it cannot be written: then it is no version, and the next one may be.
+        """
+        mine = _Waiting(draft)
+        self._queue.append(mine)
+        with self._writing:
+            if not mine.done:
+                group = [self._queue.popleft() for _ in range(len(self._queue))]
+                self._write(group)
+        if mine.error is not None:
+            raise mine.error
+        return mine.version, mine.result
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Lets nobody else commit while the block runs."""
+        with self._writing:
+            yield
+
+    def go_on_in(self, log: LogFile, size: int) -> None:
+        """Writes to another file from here on. Only while `paused`."""
+        self._log.close()
+        self._log, self.size = log, size
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._writing:
+            self._broken = self._broken or "the store is closed"
+            self._log.close()
+
+    def _write(self, group: list[_Waiting]) -> None:
+        try:
+            records = self._records([each.draft for each in group])
+            self._append(b"".join(record.encode() for record in records))
+        except Exception as error:
+            for each in group:
+                each.done, each.error = True, error
+            return
+        last = records[-1].head
+        self.position = Position(last.version, last.link, last.time, last.epoch)
+        for each, record in zip(group, records, strict=True):
+            each.done, each.version = True, record.head.version
+            try:
+                each.result = self._apply(record)
+            except Exception as error:
+                each.error = error
+                self._broken = f"version {record.head.version} was written and could not be applied: {error}"
+
+    def _records(self, drafts: list[Draft]) -> list[Record]:
+        at = self.position
+        version, link, now = at.version, at.link, max(at.time, time_ns() // 1000)
+        made = []
+        for number, draft in enumerate(drafts):
+            version += 1
+            head = Head(
+                draft.kind,
+                version,
+                now,
+                at.epoch,
+                draft.collection,
+                draft.rows,
+                len(draft.payload),
+                payload_digest(draft.payload),
+                group=number,
+            ).linked(link)
+            link = head.link
+            made.append(Record(head, draft.payload))
+        return made
+
+    def _append(self, data: bytes) -> None:
+        if self._broken:
+            raise WdbxError(f"nothing can be written: {self._broken}; open the store again")
+        try:
+            self._log.append(data)
+        except OSError as error:
+            try:
+                self._log.truncate(self.size)
+            except OSError as second:
+                self._broken = f"the log could not be cut off where a write had failed: {second.strerror}"
+            raise WdbxError(f"nothing was written: {error.strerror}") from error
+        try:
+            self._log.sync()
+        except OSError as error:
+            # What the disk has after a failed sync is unknown, and a second sync that succeeds says nothing of it.
+            self._broken = f"the log could not be brought to disk: {error.strerror}"
+            raise WdbxError(f"{self._broken}; whether this was written is known when the store is opened again") from error
+        self.size += len(data)

@@ -1,0 +1,121 @@
+"""Manifests: what is sealed, up to one version. docs/wdbx-format.md, "Manifests"."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from abi_jax.lineage_digest import canonical, sha256
+from abi_jax.wdbx.errors import DamagedError, WdbxError
+from abi_jax.wdbx.spec import CollectionSpec, read_spec
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CollectionEntry:
+    """What a manifest says of a collection. dropped: the version, 0 while it is there."""
+
+    spec: CollectionSpec
+    created: int
+    horizon: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """What a manifest says of a step. first, last: the versions of births and deaths in it.
+
+    content: the root over its rows; files: SHA-256 of every file of the step, by its path. deaths: how many rows of other
+    segments it lets die.
+    """
+
+    collection: int
+    rows: int
+    first: int
+    last: int
+    content: str
+    files: Mapping[str, str]
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """What a manifest says of a file of heads."""
+
+    first: int
+    last: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything up to `version`. `previous`: version and hash of the manifest before, None for the first."""
+
+    store: str
+    version: int
+    time: int
+    link: str
+    previous: tuple[int, str] | None = None
+    collections: Mapping[int, CollectionEntry] = field(default_factory=dict)
+    segments: Mapping[int, SegmentEntry] = field(default_factory=dict)
+    history: Mapping[str, HistoryEntry] = field(default_factory=dict)
+    tags: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The manifest's file."""
+        return manifest_name(self.version)
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        said = asdict(self) | {
+            "format_version": FORMAT_VERSION,
+            "collections": {
+                str(number): asdict(each) | {"spec": each.spec.to_json()} for number, each in self.collections.items()
+            },
+            "segments": {str(number): asdict(each) for number, each in self.segments.items()},
+        }
+        return canonical(said) + b"\n"
+
+
+def manifest_name(version: int) -> str:
+    """The file of the manifest up to `version`."""
+    return f"manifests/{version:020d}.json"
+
+
+def manifest_hash(data: bytes) -> bytes:
+    """The hash that names the content of a manifest's file."""
+    return sha256("wdbx manifest", data)
+
+
+def check_format(said: Mapping[str, Any], name: str) -> None:
+    """Raises `WdbxError` where a file is of a newer format."""
+    found = said.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise WdbxError(
+            f"{name} is of WDBX format {found!r}; this version of abi-jax reads formats up to {FORMAT_VERSION}: update it"
+        )
+
+
+def parse_manifest(name: str, data: bytes) -> Manifest:
+    """Reads a manifest's file. Raises `DamagedError` where it is none, `WdbxError` where it is of a newer format."""
+    try:
+        said: dict[str, Any] = json.loads(data)
+        check_format(said, name)
+        previous = said["previous"]
+        return Manifest(
+            said["store"],
+            said["version"],
+            said["time"],
+            said["link"],
+            None if previous is None else (previous[0], previous[1]),
+            {int(n): CollectionEntry(**e | {"spec": read_spec(e["spec"])}) for n, e in said["collections"].items()},
+            {int(n): SegmentEntry(**e) for n, e in said["segments"].items()},
+            {n: HistoryEntry(**e) for n, e in said["history"].items()},
+            said["tags"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, WdbxError):
+            raise
+        raise DamagedError(f"{name} is not a manifest; see abi wdbx verify") from None

@@ -1,0 +1,221 @@
+"""Rows on their way in: checked, of the collection's types, and as the payload of a record."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from abi_jax.errors import InputError
+from abi_jax.wdbx.spec import CollectionSpec
+
+LARGEST = 1e15  # of a vector's numbers: their squares are added in float32
+Ids = np.ndarray | list[str]  # int64 [n], or texts
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one collection.
+
+    ids: int64 `[n]` or a list of texts, no two alike. vectors: `[n, dim]` of the collection's dtype. metadata: a record
+    batch of its schema, `n` rows.
+    """
+
+    ids: Ids
+    vectors: np.ndarray
+    metadata: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def make_rows(
+    spec: CollectionSpec,
+    ids: Iterable[Any],
+    vectors: Any,
+    metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | pa.RecordBatch | pa.Table | None = None,
+) -> Rows:
+    """Checks rows and gives them the collection's types. Raises `InputError` with the first value that does not fit.
+
+    metadata: a mapping for each row, or columns by name, or Arrow; what is missing is null.
+    """
+    checked = make_ids(spec, ids)
+    array = make_vectors(spec, vectors)
+    if len(array) != len(checked):
+        raise InputError(f"{len(checked)} ids and {len(array)} vectors; expected as many of one as of the other")
+    return Rows(checked, array, make_metadata(spec, metadata, len(checked)))
+
+
+def make_ids(spec: CollectionSpec, ids: Iterable[Any], unique: bool = True) -> Ids:
+    """Ids of the collection's type; `unique`: refuses the same twice."""
+    if isinstance(ids, str | bytes):
+        raise InputError(f"ids {ids!r}: expected a list of them")
+    given = ids.tolist() if isinstance(ids, np.ndarray | pa.Array | pa.ChunkedArray) else list(ids)
+    wanted = str if spec.ids == "str" else int
+    for at, each in enumerate(given):
+        if not isinstance(each, wanted) or isinstance(each, bool):
+            raise InputError(f"id {each!r} (number {at}): collection {spec.name} has ids of type {spec.ids}")
+        if each == "":
+            raise InputError(f"id number {at} is empty; expected a text of at least one character")
+    if unique and len(set(given)) != len(given):
+        seen: set[Any] = set()
+        again = next(each for each in given if each in seen or seen.add(each))  # type: ignore[func-returns-value]
+        raise InputError(f"id {again!r} comes twice in one batch; expected each id once")
+    if wanted is str:
+        for each in given:
+            try:
+                each.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"id {each!r} is not valid Unicode") from None
+        return given
+    try:
+        return np.array(given, np.int64)
+    except OverflowError:
+        far = next(each for each in given if not -(2**63) <= each < 2**63)
+        raise InputError(f"id {far}: expected a whole number of 64 bits") from None
+
+
+def unique_ids(ids: Ids) -> Ids:
+    """Each id once, where it comes first."""
+    return list(dict.fromkeys(ids)) if isinstance(ids, list) else np.array(list(dict.fromkeys(ids.tolist())), np.int64)
+
+
+def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector") -> np.ndarray:
+    """Vectors `[n, dim]` of the collection's dtype, row-major. Raises `InputError` where they are not, or not finite."""
+    try:
+        given = np.asarray(vectors)
+    except ValueError:
+        raise InputError(f"{what}s differ in length; expected each of dimension {spec.dim}") from None
+    if given.ndim == 1 and given.size == 0:
+        given = given.reshape(0, spec.dim)
+    if given.ndim != 2 or given.shape[1] != spec.dim:
+        raise InputError(
+            f"{what}s have shape {given.shape}; collection {spec.name} has dimension {spec.dim}: expected (n, {spec.dim})"
+        )
+    if given.dtype.kind not in "fiuV" or (given.dtype.kind == "V" and given.dtype.name != "bfloat16"):
+        raise InputError(f"{what}s have dtype {given.dtype}; expected numbers")
+    wide = given if given.dtype == spec.numpy_dtype else given.astype(np.float32)
+    if spec.dtype == "int8" and given.dtype != np.int8:
+        wrong = (given != np.rint(wide)) | (wide < -128) | (wide > 127)
+        _refuse(wrong, given, f"{what} %d has %s at %d; collection {spec.name} holds whole numbers from -128 to 127")
+    else:
+        _refuse(~(np.abs(wide) <= LARGEST), given, f"{what} %d has %s at %d; expected finite numbers up to {LARGEST:g}")
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(given.astype(spec.numpy_dtype, copy=False))
+    if spec.dtype != "int8":
+        _refuse(~np.isfinite(stored), given, f"{what} %d has %s at %d, which {spec.dtype} cannot hold")
+    if spec.metric == "cosine":
+        zero = ~stored.any(axis=1)
+        if zero.any():
+            raise InputError(f"{what} {int(np.argmax(zero))} is zero, which has no direction; metric cosine needs one")
+    return stored
+
+
+def _refuse(wrong: np.ndarray, given: np.ndarray, message: str) -> None:
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise InputError(message % (row, given[row, column], column))
+
+
+def make_metadata(spec: CollectionSpec, metadata: Any, count: int) -> pa.RecordBatch:
+    """Metadata as a record batch of the collection's schema."""
+    columns: Mapping[str, Any]
+    if metadata is None:
+        columns = {}
+    elif isinstance(metadata, pa.Table | pa.RecordBatch):
+        columns = {name: metadata.column(name) for name in metadata.schema.names}
+    elif isinstance(metadata, Mapping):
+        columns = metadata
+    else:
+        listed = [each or {} for each in metadata]
+        if len(listed) != count:
+            raise InputError(f"{len(listed)} entries of metadata for {count} rows; expected one each")
+        names = dict.fromkeys(name for each in listed for name in each)
+        columns = {name: [each.get(name) for each in listed] for name in names}
+    known = dict(spec.schema)
+    for name in columns:
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise InputError(f"field {name!r} is not in collection {spec.name}; its fields: {has}")
+    schema = spec.arrow_schema
+    arrays = [_column(field, columns.get(field.name), count) for field in schema]
+    if not arrays:  # a record batch without columns has no rows either
+        return pa.RecordBatch.from_arrays([], schema=schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _column(field: pa.Field, values: Any, count: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(count, field.type)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    try:
+        if isinstance(values, pa.Array):
+            made = values if values.type == field.type else values.cast(field.type)
+        else:
+            made = pa.array(values, field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        at, value = _misfit(values, field.type)
+        raise InputError(f"field {field.name!r} of row {at} is {value!r}; expected {field.type}: {error}") from None
+    if len(made) != count:
+        raise InputError(f"field {field.name!r} has {len(made)} values for {count} rows; expected one each")
+    return made
+
+
+def _misfit(values: Any, kind: pa.DataType) -> tuple[int, Any]:
+    given = values.to_pylist() if isinstance(values, pa.Array) else list(values)
+    for at, value in enumerate(given):
+        try:
+            pa.array([value], kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            return at, value
+    return 0, given[0] if given else None
+
+
+def encode_rows(spec: CollectionSpec, rows: Rows) -> bytes:
+    """The payload of an upsert: one Arrow record batch message."""
+    width = spec.dim * spec.numpy_dtype.itemsize
+    flat = pa.py_buffer(rows.vectors.reshape(-1).view(np.uint8))
+    vectors = pa.Array.from_buffers(pa.binary(width), len(rows), [None, flat])
+    arrays = [_id_array(spec, rows.ids), vectors, *rows.metadata.columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=_schema(spec)).serialize().to_pybytes()
+
+
+def decode_rows(spec: CollectionSpec, payload: bytes) -> Rows:
+    """The rows of `encode_rows`; vectors and metadata share the payload's memory."""
+    batch = pa.ipc.read_record_batch(pa.py_buffer(payload), _schema(spec))
+    stored = batch.column(1)
+    width = spec.dim * spec.numpy_dtype.itemsize
+    data = memoryview(stored.buffers()[1])[stored.offset * width : (stored.offset + len(stored)) * width]
+    vectors = np.frombuffer(data, np.uint8).view(spec.numpy_dtype).reshape(len(stored), spec.dim)
+    return Rows(_ids_of(spec, batch.column(0)), vectors, batch.select([name for name, _ in spec.schema]))
+
+
+def encode_ids(spec: CollectionSpec, ids: Ids) -> bytes:
+    """The payload of a delete."""
+    schema = pa.schema([_schema(spec).field("id")])
+    return pa.RecordBatch.from_arrays([_id_array(spec, ids)], schema=schema).serialize().to_pybytes()
+
+
+def decode_ids(spec: CollectionSpec, payload: bytes) -> Ids:
+    """The ids of `encode_ids`."""
+    schema = pa.schema([_schema(spec).field("id")])
+    return _ids_of(spec, pa.ipc.read_record_batch(pa.py_buffer(payload), schema).column(0))
+
+
+def _schema(spec: CollectionSpec) -> pa.Schema:
+    kind = pa.string() if spec.ids == "str" else pa.int64()
+    vector = pa.binary(spec.dim * spec.numpy_dtype.itemsize)
+    return pa.schema([pa.field("id", kind), pa.field("vector", vector), *spec.arrow_schema])
+
+
+def _id_array(spec: CollectionSpec, ids: Ids) -> pa.Array:
+    return pa.array(ids, pa.string() if spec.ids == "str" else pa.int64())
+
+
+def _ids_of(spec: CollectionSpec, column: pa.Array) -> Ids:
+    listed: list[str] = column.to_pylist() if spec.ids == "str" else []
+    return listed if spec.ids == "str" else np.asarray(column.to_numpy())

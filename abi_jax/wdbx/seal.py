@@ -1,0 +1,237 @@
+"""Sealing: the tail becomes a segment, its log is no longer needed, and a manifest says so. In the background.
+
+Between the two moments in which commits pause, they go on: rows that are born meanwhile stay in the tail, deaths of
+rows that are being sealed are carried over when the new segment takes their place. Small segments, and those of which
+much can no longer be read, are merged with the tail on the way: there is no other compaction.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from abi_jax.lineage_digest import HASH, canonical
+from abi_jax.wdbx.contents import Collection, Contents, RowSet
+from abi_jax.wdbx.digest import row_digests, row_messages, tree_root
+from abi_jax.wdbx.history import write_history
+from abi_jax.wdbx.load import step_name
+from abi_jax.wdbx.log.commit import Commits, Draft, Position
+from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
+from abi_jax.wdbx.log.record import Head, Kind
+from abi_jax.wdbx.manifest import CollectionEntry, Manifest, SegmentEntry, manifest_hash
+from abi_jax.wdbx.merge import Merged, Source, choose, kept, merge
+from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.tail import ALIVE, Tail
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What is in force: a manifest and its hash; None and zeros for none."""
+
+    manifest: Manifest | None = None
+    digest: bytes = bytes(HASH)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What is sealed of a collection: the first `count` rows of its tail with some segments, and deaths in others."""
+
+    collection: Collection
+    rows: RowSet
+    count: int
+    merged: tuple[Segment, ...]
+    deaths: tuple[tuple[int, int, int], ...]
+    horizon: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was written: its entry, the new segment if it has rows, and where these were."""
+
+    number: int
+    entry: SegmentEntry
+    share: _Share
+    segment: Segment | None
+    sources: tuple[Source, ...]
+    merged: Merged | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is sealed, as it was while commits paused."""
+
+    at: Position
+    shares: list[_Share]
+    heads: list[Head]
+    tags: dict[str, int]
+    collections: dict[int, CollectionEntry]
+
+
+def seal(
+    storage: LocalStorage,
+    store: bytes,
+    contents: Contents,
+    commits: Commits,
+    before: Sealed,
+    horizon: Callable[[Collection], int],
+    everything: bool = False,
+) -> Sealed:
+    """Seals all up to the version of now. Returns what is in force then: `before`, where nothing was new.
+
+    horizon: the first version of a collection that must stay readable. everything: makes one segment of each
+    collection. Raises what the storage raises; then nothing has changed but that a log file may have been begun.
+    """
+    with commits.paused():
+        if not (everything or is_new(contents, before)):
+            return before
+        plan = _plan(contents, commits.position, horizon, everything)
+        _roll(storage, store, commits, before)
+    manifest, steps = _write(storage, store, plan, before)
+    data = manifest.encode()
+    storage.put(manifest.name, data)
+    made = Sealed(manifest, manifest_hash(data))
+    with commits.paused():
+        said = {"version": manifest.version, "hash": made.digest.hex(), "why": "compact" if everything else "seal"}
+        commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))
+        for step in steps:
+            _swap(step)
+        contents.heads = [head for head in contents.heads if head.version > manifest.version]
+    return made
+
+
+def is_new(contents: Contents, before: Sealed) -> bool:
+    """Whether anything happened since the last sealing but that sealing."""
+    sealed = 0 if before.manifest is None else before.manifest.version
+    return any(head.kind is not Kind.SEAL for head in contents.heads if head.version > sealed)
+
+
+def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int], everything: bool) -> _Plan:
+    shares, collections = [], {}
+    for each in contents.collections.values():
+        since = max(each.horizon, horizon(each))
+        rows = each.rows
+        segments = () if each.dropped else rows.segments
+        chosen = segments if everything else choose(each.spec, segments, rows.tail.count, since)
+        if everything and len(segments) == 1 and not rows.tail.count and (segments[0].died > since).all():
+            chosen = ()
+        share = _Share(each, rows, rows.tail.count, tuple(chosen), tuple(each.deaths), since)
+        if share.count or share.deaths or share.merged:
+            shares.append(share)
+        collections[each.number] = CollectionEntry(
+            each.spec, each.created, since if share.count or share.merged else each.horizon, each.dropped
+        )
+    heads = [head for head in contents.heads if head.version <= at.version]
+    return _Plan(at, shares, heads, dict(contents.tags), collections)
+
+
+def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed) -> None:
+    """Begins a log file, so that all files before it hold nothing but what is being sealed."""
+    at = commits.position
+    sealed = 0 if before.manifest is None else before.manifest.version
+    head = LogHead(store, at.epoch, at.version + 1, at.link, sealed, before.digest)
+    if storage.put_new(f"log/{head.name}", head.encode()):
+        commits.go_on_in(storage.append_to(f"log/{head.name}"), LOG_HEAD.size)
+
+
+def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
+    old = before.manifest
+    last = max([0, *(int(name) for name in storage.names("segments"))])
+    steps = [_write_step(storage, last + 1 + i, share, plan.at.version) for i, share in enumerate(plan.shares)]
+    history = dict(old.history) if old else {}
+    if plan.heads:
+        name, entry = write_history(storage, plan.heads)
+        history[name] = entry
+    gone = {each.number for share in plan.shares for each in share.merged}
+    segments = {number: entry for number, entry in (old.segments.items() if old else ()) if number not in gone}
+    manifest = Manifest(
+        store.hex(),
+        plan.at.version,
+        plan.at.time,
+        plan.at.link.hex(),
+        (old.version, before.digest.hex()) if old else None,
+        plan.collections,
+        segments | {step.number: step.entry for step in steps},
+        history,
+        plan.tags,
+    )
+    return manifest, steps
+
+
+def _write_step(storage: LocalStorage, number: int, share: _Share, version: int) -> _Step:
+    spec = share.collection.spec
+    sources = (
+        *(kept(each, len(each), share.horizon) for each in share.merged),
+        kept(share.rows.tail, share.count, share.horizon),
+    )
+    merged = merge(spec, sources)
+    arrays = dict(merged.arrays) if merged else {}
+    deaths = _deaths(number, share, sources, merged, version)
+    if len(deaths):
+        arrays["deaths"] = deaths
+    name = step_name(number)
+    if arrays:
+        storage.save(name, arrays)
+    files = {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
+    segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
+    rows = len(segment) if segment else 0
+    first = merged.first if merged else version
+    entry = SegmentEntry(
+        share.collection.number, rows, first, version, segment_content(segment).hex(), files, len(deaths)
+    )
+    return _Step(number, entry, share, segment, sources, merged)
+
+
+def _deaths(
+    number: int, share: _Share, sources: tuple[Source, ...], merged: Merged | None, version: int
+) -> np.ndarray:
+    """Deaths up to `version` that no step would tell otherwise: segment, row, version, uint64 `[m, 3]`."""
+    gone = {each.number for each in share.merged}
+    found = [np.array([death for death in share.deaths if death[0] not in gone], np.uint64).reshape(-1, 3)]
+    if gone:  # their steps go, and with them what these say of other segments
+        for each in share.rows.segments:
+            if each.number not in gone:
+                found.append(_rows_of(each.number, each.died, version))
+    if merged is not None:
+        found.append(_rows_of(number, _died(sources, merged), version))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _rows_of(number: int, died: np.ndarray, version: int) -> np.ndarray:
+    rows = np.flatnonzero(died <= version)
+    return np.stack([np.full(len(rows), number), rows, died[rows]], axis=1).astype(np.uint64)
+
+
+def _died(sources: tuple[Source, ...], merged: Merged) -> np.ndarray:
+    """When each row of a new segment died, as its sources know it now."""
+    made = np.full(len(merged.row), ALIVE, np.int64)
+    for i, each in enumerate(sources):
+        at = merged.source == i
+        made[at] = each.of.died[merged.row[at]]
+    return made
+
+
+def _swap(step: _Step) -> None:
+    """Puts a segment in the place of the rows that it took, with the deaths there were meanwhile."""
+    share, collection = step.share, step.share.collection
+    gone = {each.number for each in share.merged}
+    collection.deaths = [death for death in collection.deaths[len(share.deaths) :] if death[0] not in gone]
+    collection.horizon = share.horizon if share.count or gone else collection.horizon
+    segments = [each for each in collection.segments if each.number not in gone]
+    if step.segment is not None and step.merged is not None:
+        step.segment.died[:] = _died(step.sources, step.merged)
+        since = np.flatnonzero((step.segment.died > step.entry.last) & (step.segment.died != ALIVE))
+        collection.deaths += [(step.number, int(row), int(step.segment.died[row])) for row in since]
+        segments.append(step.segment)
+    tail: Tail = collection.tail.rest(share.count) if share.count else collection.tail
+    collection.rows = RowSet(tuple(segments), tail)
+
+
+def segment_content(segment: Segment | None) -> bytes:
+    """The root over a segment's rows as they are stored."""
+    if segment is None:
+        return tree_root(np.zeros((0, HASH), np.uint8))
+    ids = segment.ids.take(np.arange(len(segment)))
+    messages = row_messages(segment.spec, ids, segment.born, np.asarray(segment.vectors), segment.metadata)
+    return tree_root(row_digests(messages))

@@ -1,0 +1,117 @@
+"""Sealed rows: immutable arrays, sorted by id, and the versions at which rows of them died since."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, text_arrays
+from abi_jax.wdbx.search.flat import row_norms
+from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.tail import ALIVE
+
+
+class Segment:
+    """Rows of a step. `died` is the only thing that changes, once a row."""
+
+    def __init__(self, number: int, spec: CollectionSpec, first: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """first: the version that `born` counts from. arrays: as `segment_arrays` made them, perhaps mapped."""
+        self.number = number
+        self.spec = spec
+        self.first = first
+        self._arrays = arrays
+        self.vectors = arrays["vectors"].view(spec.numpy_dtype)
+        self._born = arrays.get("born")
+        self.died = np.full(len(self.vectors), ALIVE, np.int64)
+        wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
+        if missing := [name for name in wanted if name not in arrays]:
+            raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @cached_property
+    def ids(self) -> IdColumn:
+        """The ids of the rows."""
+        if self.spec.ids == "int":
+            return IntIds(self._arrays["ids"])
+        return TextIds(self._arrays["id_ends"], self._arrays["id_bytes"])
+
+    @cached_property
+    def born(self) -> np.ndarray:
+        """The version at which each row was born, int64 `[n]`."""
+        if self._born is None:
+            return np.full(len(self), self.first, np.int64)
+        return self._born.astype(np.int64) + self.first
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """Norms of the vectors, float32 `[n]`."""
+        return row_norms(self.vectors)
+
+    @cached_property
+    def metadata(self) -> pa.Table:
+        """Metadata of the rows, in their order."""
+        if "metadata" not in self._arrays:
+            return self.spec.arrow_schema.empty_table()
+        return pa.ipc.open_file(pa.py_buffer(self._arrays["metadata"])).read_all()
+
+    def alive(self, version: int) -> np.ndarray:
+        """Which rows are alive at `version`, bool `[n]`."""
+        if self._born is None and version >= self.first:
+            return version < self.died
+        return (self.born <= version) & (version < self.died)
+
+    def kill(self, version: int, ids: Sequence[Any]) -> np.ndarray:
+        """Lets the rows of ids die at `version`; the rows that did."""
+        rows = self.ids.find(ids)
+        rows = rows[rows >= 0]
+        rows = rows[self.died[rows] == ALIVE]
+        self.died[rows] = version
+        return rows
+
+    def find(self, ids: Sequence[Any], version: int) -> np.ndarray:
+        """Of each id the row alive at `version`, int64 `[n]`; -1 where there is none."""
+        rows = self.ids.find(ids)
+        there = rows >= 0
+        alive = np.zeros(len(rows), bool)
+        alive[there] = self._alive_at(rows[there], version)
+        for i in np.flatnonzero(there & ~alive).tolist():  # perhaps an older row of the id was alive then
+            run = np.array(self.ids.run(ids[i]), np.int64)
+            older = run[self._alive_at(run, version)]
+            rows[i] = older[0] if len(older) else -1
+        return rows
+
+    def _alive_at(self, rows: np.ndarray, version: int) -> np.ndarray:
+        return (self.born[rows] <= version) & (version < self.died[rows])
+
+
+def segment_arrays(
+    spec: CollectionSpec, ids: Sequence[Any] | np.ndarray, vectors: np.ndarray, born: np.ndarray, metadata: pa.Table
+) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """The arrays of a step, the order that its rows were brought into, and the version that `born` counts from.
+
+    Rows are sorted by id, and by birth where an id is there more than once.
+    """
+    if spec.ids == "int":
+        order = np.lexsort((born, np.asarray(ids, np.int64)))
+        arrays = {"ids": np.asarray(ids, np.int64)[order]}
+    else:
+        encoded = [each.encode() for each in ids]
+        by_birth = born.tolist()
+        order = np.array(sorted(range(len(encoded)), key=lambda i: (encoded[i], by_birth[i])), np.int64)
+        ends, data = text_arrays([ids[i] for i in order.tolist()])
+        arrays = {"id_ends": ends, "id_bytes": data}
+    first = int(born.min())
+    arrays["vectors"] = np.ascontiguousarray(vectors[order])
+    if (born != first).any():
+        arrays["born"] = (born[order] - first).astype(np.uint32)
+    if spec.schema:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, spec.arrow_schema) as writer:
+            writer.write_table(metadata.take(pa.array(order)).combine_chunks())
+        arrays["metadata"] = np.frombuffer(sink.getvalue(), np.uint8)
+    return arrays, order, first

@@ -1,0 +1,189 @@
+"""A store in a folder of this machine: whole files by rename, a log that grows, a lock that ends with its process."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import numpy as np
+
+from abi_jax.wdbx.errors import LockedError
+from abi_jax.wdbx.storage.arrays import open_arrays
+from abi_jax.wdbx.storage.operations import FileOperations, LogFile
+
+FOLDERS = ("log", "manifests", "segments", "indexes", "history", "pins")
+PARTIAL = ".tmp-"  # what such a name stands for is not finished, and means nothing
+
+
+class LocalStorage:
+    """Files of a store by their names, such as `manifests/00000000000000000007.json`."""
+
+    def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
+        self.root = root
+        self.operations = operations or FileOperations()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def make(self) -> None:
+        """Makes the folders of a store, if they are not there."""
+        missing = [folder for folder in (self.root, *self.root.parents) if not folder.is_dir()]
+        for folder in reversed(missing):
+            self.operations.make_folder(folder)
+            self.operations.sync_folder(folder.parent)
+        for name in FOLDERS:
+            self.operations.make_folder(self.root / name)
+        self.operations.sync_folder(self.root)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or of all files of a folder; 0 where there is none."""
+        path = self.root / name
+        files = path.rglob("*") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def names(self, folder: str) -> list[str]:
+        """Names of what is finished in a folder, sorted, without the folder's own."""
+        return [name for name in self.all_names(folder) if not name.startswith(PARTIAL)]
+
+    def partial(self) -> list[str]:
+        """Names of everything that was begun and not finished."""
+        return [
+            f"{folder}/{name}".lstrip("/")
+            for folder in ("", *FOLDERS)
+            for name in self.all_names(folder)
+            if name.startswith(PARTIAL)
+        ]
+
+    def all_names(self, folder: str) -> list[str]:
+        """Names of everything in a folder, sorted, finished or not."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(os.listdir(self.root / folder))
+        return []
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a file, or replaces it: whole and durable, or not at all."""
+        path, partial = self._paths(name)
+        try:
+            self.operations.create(partial, data)
+            self.operations.sync(partial)
+            self.operations.rename(partial, path)
+        except OSError:
+            self._forget(partial)
+            raise
+        self.operations.sync_folder(path.parent)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Writes a file that is not there, whole and durable. False where there is one, which stays."""
+        path, partial = self._paths(name)
+        try:
+            self.operations.create(partial, data)
+            self.operations.sync(partial)
+            self.operations.link(partial, path)
+        except FileExistsError:
+            return False
+        finally:
+            self._forget(partial)
+        self.operations.sync_folder(path.parent)
+        return True
+
+    def append_to(self, name: str) -> LogFile:
+        """Opens a file that is there, to add to it."""
+        return self.operations.open_log(self.root / name)
+
+    def delete(self, name: str) -> None:
+        """Takes a file or a folder away, if it is there. A folder is gone at once, whatever happens then."""
+        path, partial = self._paths(name)
+        if path.is_dir():
+            self.operations.rename(path, partial)
+            self.operations.remove_tree(partial)
+        else:
+            self.operations.remove(path)
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes a step of arrays: whole and durable, or not at all."""
+        path, partial = self._paths(name)
+        try:
+            self.operations.save_arrays(partial, arrays)
+            for file in sorted(partial.rglob("*")):
+                (self.operations.sync_folder if file.is_dir() else self.operations.sync)(file)
+            self.operations.sync_folder(partial)
+            self.operations.rename(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.operations.remove_tree(partial)
+            raise
+        self.operations.sync_folder(path.parent)
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a step, mapped."""
+        return open_arrays(self.root / name)
+
+    def files(self, name: str) -> dict[str, Path]:
+        """Every file of a step, by its path in it."""
+        folder = self.root / name
+        return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+    def lock(self) -> IO[str]:
+        """Makes this process the one that writes, until what is returned is closed or the process ends.
+
+        Raises `LockedError` where another one does.
+        """
+        path = self.root / "lock"
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise LockedError(
+                f"{self.root} is open for writing in another process ({owner}); expected one writer at a time: "
+                'open it with mode="r", or close the other'
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        return file
+
+    def pin(self, version: int) -> IO[str] | None:
+        """Keeps `version` readable until what is returned is closed or the process ends; None where nothing can be written."""
+        path = self.root / "pins" / uuid4().hex
+        try:
+            file = path.open("x", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return None
+        file.write(str(version))
+        file.flush()
+        return file
+
+    def pins(self) -> list[int]:
+        """Versions that readers have pinned; takes away the pins of readers that are gone."""
+        found = []
+        for name in self.names("pins"):
+            path = self.root / "pins" / name
+            with contextlib.suppress(OSError, ValueError), path.open("r+", encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                except BlockingIOError:
+                    found.append(int(file.read()))
+        return found
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        path = self.root / name
+        return path, path.with_name(f"{PARTIAL}{uuid4().hex}")
+
+    def _forget(self, partial: Path) -> None:
+        with contextlib.suppress(OSError):
+            self.operations.remove(partial)

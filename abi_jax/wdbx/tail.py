@@ -1,0 +1,106 @@
+"""Rows that only the log holds: in memory, in the order of their birth, searchable as soon as they are acknowledged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from abi_jax.wdbx.rows import Rows
+from abi_jax.wdbx.spec import CollectionSpec
+
+ALIVE = np.iinfo(np.int64).max  # the version at which a row dies that has not
+SMALLEST = 1024  # rows; room grows by doubling
+
+
+class Tail:
+    """Rows `0` to `count`, of which none is ever moved or changed; only `died` changes, from `ALIVE`, once a row.
+
+    A reader of version v may therefore look at a tail while it grows: it takes the rows that were there at v, and
+    every row whose death is later than v is alive to it.
+    """
+
+    def __init__(self, spec: CollectionSpec) -> None:
+        self.spec = spec
+        self.count = 0
+        self.vectors = np.zeros((SMALLEST, spec.dim), spec.numpy_dtype)
+        self.born = np.zeros(SMALLEST, np.int64)
+        self.died = np.full(SMALLEST, ALIVE, np.int64)
+        self.ids: list[Any] = []
+        self._rows: dict[Any, int] = {}  # of an id, the newest
+        self._metadata: list[pa.RecordBatch] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, version: int, rows: Rows) -> int:
+        """Adds rows that are born at `version`; how many of their ids had a row here that was alive, and is not now."""
+        ids = rows.ids.tolist() if isinstance(rows.ids, np.ndarray) else rows.ids
+        replaced = len(self.kill(version, ids))
+        start, end = self.count, self.count + len(ids)
+        self._make_room(end)
+        self.vectors[start:end] = rows.vectors
+        self.born[start:end] = version
+        self.ids.extend(ids)
+        self._rows.update(zip(ids, range(start, end), strict=True))
+        self._metadata.append(rows.metadata)
+        self.count = end
+        return replaced
+
+    def kill(self, version: int, ids: Sequence[Any]) -> list[Any]:
+        """Lets the rows of ids die at `version`; the ids that had one here."""
+        dead = [each for each in ids if each in self._rows]
+        self.died[[self._rows.pop(each) for each in dead]] = version
+        return dead
+
+    def find(self, ids: Sequence[Any], count: int, version: int) -> np.ndarray:
+        """Of each id the row alive at `version` among the first `count`, int64 `[n]`; -1 where there is none."""
+        rows = np.full(len(ids), -1, np.int64)
+        for i, each in enumerate(ids):
+            row = self._rows.get(each, -1)
+            if 0 <= row < count and self.born[row] <= version < self.died[row]:
+                rows[i] = row
+        missing = {each: i for i, each in enumerate(ids) if rows[i] < 0}
+        if missing and version < self._newest(count):  # an older row of the id may have been alive then
+            for row in np.flatnonzero(self.alive(count, version)).tolist():
+                if (i := missing.get(self.ids[row])) is not None:
+                    rows[i] = row
+        return rows
+
+    def _newest(self, count: int) -> int:
+        died = self.died[: self.count]
+        latest_death = int(died[died != ALIVE].max(initial=0))
+        return max(int(self.born[: self.count].max(initial=0)), latest_death)
+
+    def alive(self, count: int, version: int) -> np.ndarray:
+        """Which of the first `count` rows are alive at `version`, bool `[count]`."""
+        return (self.born[:count] <= version) & (version < self.died[:count])
+
+    def metadata(self, count: int) -> pa.Table:
+        """Metadata of the first `count` rows."""
+        return pa.Table.from_batches(self._metadata, schema=self.spec.arrow_schema).slice(0, count)
+
+    def rest(self, count: int) -> "Tail":
+        """A tail of the rows behind the first `count`."""
+        made = Tail(self.spec)
+        made._make_room(self.count - count)
+        made.count = self.count - count
+        for name in ("vectors", "born", "died"):
+            getattr(made, name)[: made.count] = getattr(self, name)[count : self.count]
+        made.ids = self.ids[count:]
+        made._rows = {each: row - count for each, row in self._rows.items() if row >= count}
+        behind = self.metadata(self.count).slice(count)
+        made._metadata = behind.to_batches() if self.spec.schema else []
+        return made
+
+    def _make_room(self, count: int) -> None:
+        room = len(self.born)
+        if count <= room:
+            return
+        while room < count:
+            room *= 2
+        for name, fill in (("vectors", 0), ("born", 0), ("died", ALIVE)):
+            old = getattr(self, name)
+            new = np.full((room, *old.shape[1:]), fill, old.dtype)
+            new[: self.count] = old[: self.count]
+            setattr(self, name, new)

@@ -1,0 +1,50 @@
+"""Finding versions: by number, by tag, by time."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from abi_jax.errors import InputError
+from abi_jax.wdbx.contents import Contents
+from abi_jax.wdbx.history import parse_history
+from abi_jax.wdbx.manifest import Manifest
+from abi_jax.wdbx.storage.local import LocalStorage
+
+At = int | str | datetime | None
+
+
+def resolve(at: At, contents: Contents, storage: LocalStorage, manifest: Manifest | None) -> int:
+    """The version that `at` means: itself, a tag's, the last at a time (ISO 8601; without a zone: UTC), or the last."""
+    if at is None:
+        return contents.version
+    if isinstance(at, str) and at in contents.tags:
+        return contents.tags[at]
+    if isinstance(at, str):
+        try:
+            at = datetime.fromisoformat(at)
+        except ValueError:
+            tags = ", ".join(sorted(contents.tags)) or "none"
+            raise InputError(f"version {at!r} is neither a tag (there are: {tags}) nor a time in ISO 8601") from None
+    if isinstance(at, datetime):
+        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return version_at(int(aware.timestamp() * 1e6), contents, storage, manifest)
+    if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at <= contents.version:
+        raise InputError(f"version {at!r}: expected a whole number from 0 to {contents.version}, a tag or a time")
+    return at
+
+
+def version_at(time: int, contents: Contents, storage: LocalStorage, manifest: Manifest | None) -> int:
+    """The last version that is not later than `time`, microseconds since 1970; 0 where there is none."""
+    heads = contents.heads
+    if heads and heads[0].time <= time:
+        return heads[bisect_right([head.time for head in heads], time) - 1].version
+    for name, entry in sorted(manifest.history.items() if manifest else (), reverse=True):
+        found = parse_history(f"{storage}/history/{name}", storage.read(f"history/{name}"), entry)
+        if found and found[0].time <= time:
+            return found[bisect_right([head.time for head in found], time) - 1].version
+    return 0
+
+
+def oldest_needed(horizon: int, pins: Iterable[int], tags: Iterable[int]) -> int:
+    """The first version that must stay readable: `horizon`, or earlier where a reader or a tag needs it."""
+    return min([horizon, *pins, *tags])

@@ -1,0 +1,176 @@
+"""A file system that fails, dies, tears a write, or forgets what was not synced, at an operation of one's choice."""
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abi_jax.wdbx.storage.operations import FileOperations, LogFile
+
+
+class Killed(BaseException):
+    """The process is dead: nothing of it runs any more, not even what handles errors."""
+
+
+class Operations(FileOperations):
+    """Counts operations; at number `stop` (from 0) does what `how` says, and everything after it dies, too.
+
+    how: "fail": the operation does nothing and raises, once. "kill": it does nothing. "tear": it is done by half. Either
+    way the process is dead then.
+    """
+
+    def __init__(self, root: Path, stop: int = -1, how: str = "fail", seed: int = 0) -> None:
+        self.root = root
+        self.stop = stop
+        self.how = how
+        self.done: list[str] = []
+        self.dead = False
+        self.random = random.Random(seed)
+        self._synced: dict[int, bytes] = {}  # by inode
+        self._names: dict[Path, dict[str, int]] = {}  # folder -> what is in it for sure: name -> inode
+
+    def step(self, name: str, path: Path) -> str:
+        """What is to happen to this operation: "", "kill", "tear"; raises where it is to fail."""
+        if self.dead:
+            raise Killed
+        number = len(self.done)
+        self.done.append(f"{name} {path.relative_to(self.root.parent)}")
+        if number != self.stop:
+            return ""
+        if self.how == "fail":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        self.dead = True
+        if self.how == "kill":
+            raise Killed
+        return "tear"
+
+    def create(self, path: Path, data: bytes) -> None:
+        half = self.step("create", path)
+        super().create(path, data[: self.random.randrange(len(data) + 1)] if half else data)
+        self._synced.pop(path.stat().st_ino, None)
+        self._die(half)
+
+    def _die(self, half: str) -> None:
+        if half:
+            raise Killed
+
+    def sync(self, path: Path) -> None:
+        half = self.step("sync", path)
+        self._synced[path.stat().st_ino] = path.read_bytes()
+        self._die(half)
+
+    def rename(self, source: Path, target: Path) -> None:
+        half = self.step("rename", target)
+        super().rename(source, target)
+        self._die(half)
+
+    def link(self, source: Path, target: Path) -> None:
+        half = self.step("link", target)
+        super().link(source, target)
+        self._die(half)
+
+    def sync_folder(self, folder: Path) -> None:
+        half = self.step("sync_folder", folder)
+        self._names[folder] = {each.name: each.stat().st_ino for each in folder.iterdir()}
+        self._die(half)
+
+    def make_folder(self, folder: Path) -> None:
+        half = self.step("make_folder", folder)
+        super().make_folder(folder)
+        self._die(half)
+
+    def remove(self, path: Path) -> None:
+        half = self.step("remove", path)
+        super().remove(path)
+        self._die(half)
+
+    def remove_tree(self, folder: Path) -> None:
+        half = self.step("remove_tree", folder)
+        files = [each for each in folder.rglob("*") if each.is_file()]
+        for file in files[: len(files) // 2] if half else []:
+            file.unlink()
+        self._die(half)
+        super().remove_tree(folder)
+
+    def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        half = self.step("save_arrays", folder)
+        super().save_arrays(folder, arrays)
+        files = sorted(each for each in folder.rglob("*") if each.is_file())
+        for file in files:
+            self._synced.pop(file.stat().st_ino, None)
+        if half:
+            for file in self.random.sample(files, len(files) // 2):
+                os.truncate(file, self.random.randrange(file.stat().st_size + 1))
+        self._die(half)
+
+    def open_log(self, path: Path) -> LogFile:
+        self.step("open_log", path)
+        return _Log(self, path, super().open_log(path))
+
+    def power_off(self, target: Path, lucky: bool) -> None:
+        """Makes in `target` what a disk may hold after the power failed: what was synced, and, `lucky`, some of the rest."""
+        self._rebuild(self.root, target, lucky)
+
+    def _rebuild(self, folder: Path, target: Path, lucky: bool) -> None:
+        target.mkdir()
+        there = {each.name: each for each in folder.iterdir()} if folder.is_dir() else {}
+        inodes = {each.stat().st_ino: each for each in self.root.rglob("*")}
+        names = dict(self._names.get(folder, {}))
+        if lucky:
+            names |= {name: each.stat().st_ino for name, each in there.items() if self.random.random() < 0.5}
+        for name, inode in names.items():
+            live = inodes.get(inode)
+            if live is not None and live.is_dir():
+                # A folder keeps what is in it whatever it is called: its own names were synced under the name it had.
+                self._names.setdefault(live, next((n for f, n in self._names.items() if f.name == live.name), {}))
+                self._rebuild(live, target / name, lucky)
+            else:
+                (target / name).write_bytes(self._content(inode, live, lucky))
+
+    def _content(self, inode: int, live: Path | None, lucky: bool) -> bytes:
+        synced = self._synced.get(inode, b"")
+        if live is None or not lucky:
+            return synced
+        now = live.read_bytes()
+        rest = bytearray(now[len(synced) :]) if now.startswith(synced) else bytearray()
+        for start in range(0, len(rest), 512):  # sectors reach a disk in any order
+            if self.random.random() < 0.5:
+                rest[start : start + 512] = bytes(len(rest[start : start + 512]))
+        return synced + bytes(rest)
+
+
+class _Log:
+    def __init__(self, operations: Operations, path: Path, log: LogFile) -> None:
+        self._operations, self._path, self._log = operations, path, log
+
+    def append(self, data: bytes) -> None:
+        half = self._operations.step("append", self._path)
+        self._log.append(data[: self._operations.random.randrange(len(data) + 1)] if half else data)
+        self._operations._die(half)
+
+    def sync(self) -> None:
+        half = self._operations.step("sync log", self._path)
+        self._operations._synced[self._path.stat().st_ino] = self._path.read_bytes()
+        self._operations._die(half)
+
+    def truncate(self, size: int) -> None:
+        half = self._operations.step("truncate", self._path)
+        self._log.truncate(size)
+        self._operations._die(half)
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """What another process would find: the files as they are, and no lock."""
+    if source.exists():
+        shutil.copytree(source, target)
+
+
+Rows = dict[str, Any]

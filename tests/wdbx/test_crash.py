@@ -1,0 +1,127 @@
+"""Whatever storage operation fails, dies or is torn: the store opens, holds what was acknowledged, and is whole."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from tests.wdbx.crashes import Killed, Operations, copy_store
+
+from abi_jax import wdbx
+from abi_jax.errors import InputError
+from abi_jax.wdbx.database import Database
+from abi_jax.wdbx.storage.local import LocalStorage
+
+Held = dict[str, list[float]]
+
+
+class Story:
+    """A short life of a store, and what it held at every version that was acknowledged."""
+
+    def __init__(self, root: Path, operations: Operations) -> None:
+        self.root, self.operations = root, operations
+        self.now: Held = {}
+        self.acknowledged: dict[int, Held] = {0: {}}
+        self.tried: Held = {}
+        self.db: Database | None = None
+
+    def run(self) -> None:
+        """Writes, seals, merges, opens again; goes on after what failed, stops where the process dies."""
+        for _ in range(2):
+            with contextlib.suppress(OSError, InputError):
+                self.db = Database(LocalStorage(self.root, self.operations))
+                self._write()
+            with contextlib.suppress(OSError, InputError):
+                if self.db is not None:
+                    self.db.close()
+
+    def _write(self) -> None:
+        assert self.db is not None
+        if "c" not in self.db.collections():
+            with contextlib.suppress(InputError):
+                self.db.create_collection("c", 2, metric="l2")
+                self._remember()
+        for batch in range(4):
+            self._upsert({f"{batch}-{i}": [batch, i] for i in range(3)} | {"same": [batch, batch]})
+            self._delete(["0-1", f"{batch}-2"])
+            if batch % 2:
+                with contextlib.suppress(OSError, InputError):
+                    self.db.seal(everything=batch == 3)
+                self._remember()
+
+    def _upsert(self, rows: Held) -> None:
+        assert self.db is not None
+        self.tried = self.now | rows
+        with contextlib.suppress(InputError):
+            self.db.collection("c").upsert(list(rows), list(rows.values()))
+            self.now = self.tried
+            self._remember()
+
+    def _delete(self, ids: list[str]) -> None:
+        assert self.db is not None
+        self.tried = {k: v for k, v in self.now.items() if k not in ids}
+        with contextlib.suppress(InputError):
+            self.db.collection("c").delete(ids)
+            self.now = self.tried
+            self._remember()
+
+    def _remember(self) -> None:
+        assert self.db is not None
+        self.acknowledged[self.db.version] = self.now
+
+    def check(self, folder: Path) -> None:
+        """The store in `folder` opens, holds everything acknowledged or that and what was being written, and is whole."""
+        if not (folder / "wdbx.json").exists():
+            assert max(self.acknowledged) == 0
+        with wdbx.open(folder) as db:
+            last = max(self.acknowledged)
+            assert db.version >= last
+            held = self._held(db)
+            assert held in (self.acknowledged[last], self.tried)
+            assert db.verify() == []
+            if "c" not in db.collections():
+                db.create_collection("c", 2, metric="l2")
+            db.collection("c").upsert(["new"], [[9, 9]])
+            db.seal()
+        with wdbx.open(folder, mode="r") as db:
+            assert self._held(db) == held | {"new": [9, 9]}
+            assert db.verify() == []
+
+    def _held(self, db: Database) -> Held:
+        if "c" not in db.collections():
+            return {}
+        ids = sorted({*self.tried, *self.now, "new"})
+        rows = db.collection("c").get(ids)
+        held = {row.id: row.vector.tolist() for row in rows if row is not None}
+        assert len(held) == len(db.collection("c"))
+        return held  # type: ignore[return-value]
+
+
+def steps(tmp_path: Path) -> list[str]:
+    story = Story(tmp_path / "all", Operations(tmp_path / "all"))
+    story.run()
+    return story.operations.done
+
+
+@pytest.mark.parametrize("how", ["fail", "kill", "tear", "power off", "power off, some luck"])
+def test_every_operation(tmp_path: Path, how: str) -> None:
+    count = len(steps(tmp_path))
+    assert count > 100
+    for stop in range(count):
+        root = tmp_path / str(stop) / "store"
+        root.parent.mkdir()
+        operations = Operations(root, stop, "kill" if "power" in how else how, seed=stop)
+        story = Story(root, operations)
+        try:
+            story.run()
+        except Killed:
+            assert how != "fail"
+        said = operations.done[stop]
+        copy = root.with_name("copy")
+        if "power" in how:
+            operations.power_off(copy, lucky="luck" in how)
+        else:
+            copy_store(root, copy)
+        try:
+            story.check(copy)
+        except Exception as error:
+            raise AssertionError(f"{how} at operation {stop}: {said}") from error
