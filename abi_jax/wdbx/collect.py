@@ -1,10 +1,8 @@
 """Garbage: what no manifest in force names and no reader needs."""
 
 from abi_jax.wdbx.load import step_name
-from abi_jax.wdbx.manifest import Manifest, manifest_name
+from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, version_of
 from abi_jax.wdbx.storage.local import LocalStorage
-
-KEPT_MANIFESTS = 2
 
 
 def drop_logs(storage: LocalStorage, version: int) -> None:
@@ -15,11 +13,13 @@ def drop_logs(storage: LocalStorage, version: int) -> None:
             storage.delete(f"log/{name}")
 
 
-def collect(storage: LocalStorage, manifest: Manifest | None, pinned: set[int]) -> None:
-    """Deletes what nothing needs: unfinished files, steps and history that neither `manifest` nor a pinned one names.
+def collect(storage: LocalStorage, sealed: Sealed, pinned: set[int]) -> None:
+    """Deletes what nothing needs: unfinished files, steps and history that neither the manifest in force nor a pinned one
+    names. Kept, too, is the manifest before.
 
     pinned: versions of manifests that readers stand on.
     """
+    manifest = sealed.manifest
     for name in storage.partial():
         storage.delete(name)
     if manifest is None:
@@ -28,12 +28,15 @@ def collect(storage: LocalStorage, manifest: Manifest | None, pinned: set[int]) 
     else:
         drop_logs(storage, manifest.version)
         steps, history = set(manifest.segments), set(manifest.history)
-    versions = [int(name.split(".")[0]) for name in storage.names("manifests")]
-    in_force = [version for version in versions if manifest is not None and version <= manifest.version]
-    kept = {*in_force[-KEPT_MANIFESTS:], *pinned}
-    for version in versions:
-        if version not in kept:
-            storage.delete(manifest_name(version))
+    there = [f"{FOLDER}/{name}" for name in storage.names(FOLDER)]
+    kept = {name for name in there if version_of(name) in pinned}
+    if manifest is not None:
+        kept.add(manifest_name(manifest.version, sealed.digest))
+        if manifest.previous is not None:
+            kept.add(manifest_name(manifest.previous[0], bytes.fromhex(manifest.previous[1])))
+    for name in there:
+        if name not in kept:
+            storage.delete(name)
     if pinned:
         return  # steps of a manifest that is read stay until it no longer is
     for name in storage.names("segments"):

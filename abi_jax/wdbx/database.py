@@ -20,9 +20,9 @@ from abi_jax.wdbx.history import read_history
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Kind
-from abi_jax.wdbx.manifest import FORMAT_VERSION
+from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
 from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids
-from abi_jax.wdbx.seal import Sealed, is_new, seal
+from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.spec import CollectionSpec, make_spec
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.verify import Finding, verify
@@ -145,6 +145,7 @@ class Database:
         self._loaded = load(self.storage)
         self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
         self._begin_log(self._loaded)
+        collect(self.storage, self._sealed, pinned=set(self.storage.pins()))
 
     def _create(self) -> None:
         store = uuid4().bytes
@@ -292,7 +293,7 @@ class Database:
         with self._sealing:
             store, contents = self._loaded.store, self._contents
             self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
-            collect(self.storage, self._sealed.manifest, pinned=set())
+            collect(self.storage, self._sealed, pinned=set(self.storage.pins()))
 
     def compact(self) -> None:
         """Makes one segment of each collection, and takes away what can no longer be read."""

@@ -123,7 +123,7 @@ def chained(scans: list[Scan]) -> list[Record]:
 
 def read_manifest(storage: LocalStorage, version: int, digest: bytes) -> Manifest:
     """The manifest up to `version`, whose hash must be `digest`."""
-    name = manifest_name(version)
+    name = manifest_name(version, digest)
     data = storage.read(name)
     if data is None:
         raise DamagedError(f"{storage}/{name} is missing")

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from abi_jax.lineage_digest import canonical, sha256
+from abi_jax.lineage_digest import HASH, canonical, sha256
 from abi_jax.wdbx.errors import DamagedError, WdbxError
 from abi_jax.wdbx.spec import CollectionSpec, read_spec
 
 FORMAT_VERSION = 1
+FOLDER = "manifests"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,6 @@ class Manifest:
     history: Mapping[str, HistoryEntry] = field(default_factory=dict)
     tags: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """The manifest's file."""
-        return manifest_name(self.version)
-
     def encode(self) -> bytes:
         """The bytes of the file."""
         said = asdict(self) | {
@@ -79,9 +75,22 @@ class Manifest:
         return canonical(said) + b"\n"
 
 
-def manifest_name(version: int) -> str:
-    """The file of the manifest up to `version`."""
-    return f"manifests/{version:020d}.json"
+@dataclass(frozen=True)
+class Sealed:
+    """What is in force: a manifest and its hash; None and zeros for none."""
+
+    manifest: Manifest | None = None
+    digest: bytes = bytes(HASH)
+
+
+def manifest_name(version: int, digest: bytes) -> str:
+    """The file of a manifest: two that seal up to the same version differ in it, and neither takes the other's place."""
+    return f"{FOLDER}/{version:020d}-{digest.hex()[:16]}.json"
+
+
+def version_of(name: str) -> int:
+    """The version that a file in the folder of manifests seals up to."""
+    return int(name.rpartition("/")[2].split("-")[0])
 
 
 def manifest_hash(data: bytes) -> bytes:

@@ -19,19 +19,11 @@ from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Head, Kind
-from abi_jax.wdbx.manifest import CollectionEntry, Manifest, SegmentEntry, manifest_hash
+from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
 from abi_jax.wdbx.merge import Merged, Source, choose, kept, merge
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.tail import ALIVE, Tail
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """What is in force: a manifest and its hash; None and zeros for none."""
-
-    manifest: Manifest | None = None
-    digest: bytes = bytes(HASH)
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,8 @@ def seal(
         _roll(storage, store, commits, before)
     manifest, steps = _write(storage, store, plan, before)
     data = manifest.encode()
-    storage.put(manifest.name, data)
     made = Sealed(manifest, manifest_hash(data))
+    storage.put(manifest_name(manifest.version, made.digest), data)
     with commits.paused():
         said = {"version": manifest.version, "hash": made.digest.hex(), "why": "compact" if everything else "seal"}
         commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))

@@ -97,7 +97,7 @@ class _Walk:
                 wanted = (said["version"], said["hash"])
         while wanted is not None:
             version, digest = wanted
-            file = manifest_name(version)
+            file = manifest_name(version, bytes.fromhex(digest))
             data = self.storage.read(file)
             self.known.add(file)
             self.progress(file)
@@ -173,7 +173,7 @@ class _Walk:
             previous, version = head.link, head.version
             links[version] = head.link.hex()
         if manifest is not None and links.get(manifest.version) != manifest.link:
-            yield Finding(manifest.name, f"up to version {manifest.version}", "its link is not the chain's")
+            yield Finding("manifests", f"up to version {manifest.version}", "its link is not the chain's")
         yield from self._witness(version, links)
 
     def _witness(self, version: int, links: dict[int, str]) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,8 +30,9 @@ class Operations(FileOperations):
         self.done: list[str] = []
         self.dead = False
         self.random = random.Random(seed)
-        self._synced: dict[int, bytes] = {}  # by inode
-        self._names: dict[Path, dict[str, int]] = {}  # folder -> what is in it for sure: name -> inode
+        self._numbers: dict[int, int] = {}  # inode -> a number of its own: inodes are used again
+        self._synced: dict[int, bytes] = {}  # file -> what is on disk for sure
+        self._names: dict[int, dict[str, int]] = {}  # folder -> what is in it for sure: name -> file or folder
 
     def step(self, name: str, path: Path) -> str:
         """What is to happen to this operation: "", "kill", "tear"; raises where it is to fail."""
@@ -49,10 +49,16 @@ class Operations(FileOperations):
             raise Killed
         return "tear"
 
+    def _number(self, path: Path, new: bool = False) -> int:
+        inode = path.stat().st_ino
+        if new or inode not in self._numbers:
+            self._numbers[inode] = max(self._numbers.values(), default=0) + 1
+        return self._numbers[inode]
+
     def create(self, path: Path, data: bytes) -> None:
         half = self.step("create", path)
         super().create(path, data[: self.random.randrange(len(data) + 1)] if half else data)
-        self._synced.pop(path.stat().st_ino, None)
+        self._number(path, new=True)
         self._die(half)
 
     def _die(self, half: str) -> None:
@@ -61,7 +67,7 @@ class Operations(FileOperations):
 
     def sync(self, path: Path) -> None:
         half = self.step("sync", path)
-        self._synced[path.stat().st_ino] = path.read_bytes()
+        self._synced[self._number(path)] = path.read_bytes()
         self._die(half)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -76,12 +82,14 @@ class Operations(FileOperations):
 
     def sync_folder(self, folder: Path) -> None:
         half = self.step("sync_folder", folder)
-        self._names[folder] = {each.name: each.stat().st_ino for each in folder.iterdir()}
+        self._names[self._number(folder)] = {each.name: self._number(each) for each in folder.iterdir()}
         self._die(half)
 
     def make_folder(self, folder: Path) -> None:
         half = self.step("make_folder", folder)
+        there = folder.is_dir()
         super().make_folder(folder)
+        self._number(folder, new=not there)
         self._die(half)
 
     def remove(self, path: Path) -> None:
@@ -100,9 +108,9 @@ class Operations(FileOperations):
     def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         half = self.step("save_arrays", folder)
         super().save_arrays(folder, arrays)
+        for each in (folder, *folder.rglob("*")):
+            self._number(each, new=True)
         files = sorted(each for each in folder.rglob("*") if each.is_file())
-        for file in files:
-            self._synced.pop(file.stat().st_ino, None)
         if half:
             for file in self.random.sample(files, len(files) // 2):
                 os.truncate(file, self.random.randrange(file.stat().st_size + 1))
@@ -114,26 +122,25 @@ class Operations(FileOperations):
 
     def power_off(self, target: Path, lucky: bool) -> None:
         """Makes in `target` what a disk may hold after the power failed: what was synced, and, `lucky`, some of the rest."""
-        self._rebuild(self.root, target, lucky)
+        if self.root.is_dir():
+            self._rebuild(self.root, target, lucky)
 
     def _rebuild(self, folder: Path, target: Path, lucky: bool) -> None:
         target.mkdir()
-        there = {each.name: each for each in folder.iterdir()} if folder.is_dir() else {}
-        inodes = {each.stat().st_ino: each for each in self.root.rglob("*")}
-        names = dict(self._names.get(folder, {}))
+        there = {each.name: each for each in folder.iterdir()}
+        numbers = {self._number(each): each for each in self.root.rglob("*")}
+        names = dict(self._names.get(self._number(folder), {}))
         if lucky:
-            names |= {name: each.stat().st_ino for name, each in there.items() if self.random.random() < 0.5}
-        for name, inode in names.items():
-            live = inodes.get(inode)
+            names |= {name: self._number(each) for name, each in there.items() if self.random.random() < 0.5}
+        for name, number in names.items():
+            live = numbers.get(number)
             if live is not None and live.is_dir():
-                # A folder keeps what is in it whatever it is called: its own names were synced under the name it had.
-                self._names.setdefault(live, next((n for f, n in self._names.items() if f.name == live.name), {}))
                 self._rebuild(live, target / name, lucky)
             else:
-                (target / name).write_bytes(self._content(inode, live, lucky))
+                (target / name).write_bytes(self._content(number, live, lucky))
 
-    def _content(self, inode: int, live: Path | None, lucky: bool) -> bytes:
-        synced = self._synced.get(inode, b"")
+    def _content(self, number: int, live: Path | None, lucky: bool) -> bytes:
+        synced = self._synced.get(number, b"")
         if live is None or not lucky:
             return synced
         now = live.read_bytes()
@@ -155,7 +162,7 @@ class _Log:
 
     def sync(self) -> None:
         half = self._operations.step("sync log", self._path)
-        self._operations._synced[self._path.stat().st_ino] = self._path.read_bytes()
+        self._operations._synced[self._operations._number(self._path)] = self._path.read_bytes()
         self._operations._die(half)
 
     def truncate(self, size: int) -> None:
@@ -171,6 +178,3 @@ def copy_store(source: Path, target: Path) -> None:
     """What another process would find: the files as they are, and no lock."""
     if source.exists():
         shutil.copytree(source, target)
-
-
-Rows = dict[str, Any]

@@ -21,14 +21,15 @@ class Story:
         self.root, self.operations = root, operations
         self.now: Held = {}
         self.acknowledged: dict[int, Held] = {0: {}}
-        self.tried: Held = {}
+        self.possible: list[Held] = [{}]  # what is there, and what may be: a write that failed may yet be on disk
+        self.ids = {"new"}
         self.db: Database | None = None
 
     def run(self) -> None:
         """Writes, seals, merges, opens again; goes on after what failed, stops where the process dies."""
         for _ in range(2):
             with contextlib.suppress(OSError, InputError):
-                self.db = Database(LocalStorage(self.root, self.operations))
+                self.db = Database(LocalStorage(self.root, self.operations), background=False)
                 self._write()
             with contextlib.suppress(OSError, InputError):
                 if self.db is not None:
@@ -50,19 +51,23 @@ class Story:
 
     def _upsert(self, rows: Held) -> None:
         assert self.db is not None
-        self.tried = self.now | rows
+        self.ids |= set(rows)
+        self.possible.append(self.now | rows)
         with contextlib.suppress(InputError):
             self.db.collection("c").upsert(list(rows), list(rows.values()))
-            self.now = self.tried
-            self._remember()
+            self._acknowledged()
 
     def _delete(self, ids: list[str]) -> None:
         assert self.db is not None
-        self.tried = {k: v for k, v in self.now.items() if k not in ids}
+        self.possible.append({k: v for k, v in self.now.items() if k not in ids})
         with contextlib.suppress(InputError):
             self.db.collection("c").delete(ids)
-            self.now = self.tried
-            self._remember()
+            self._acknowledged()
+
+    def _acknowledged(self) -> None:
+        self.now = self.possible[-1]
+        self.possible = [self.now]
+        self._remember()
 
     def _remember(self) -> None:
         assert self.db is not None
@@ -76,7 +81,7 @@ class Story:
             last = max(self.acknowledged)
             assert db.version >= last
             held = self._held(db)
-            assert held in (self.acknowledged[last], self.tried)
+            assert held in self.possible
             assert db.verify() == []
             if "c" not in db.collections():
                 db.create_collection("c", 2, metric="l2")
@@ -89,8 +94,7 @@ class Story:
     def _held(self, db: Database) -> Held:
         if "c" not in db.collections():
             return {}
-        ids = sorted({*self.tried, *self.now, "new"})
-        rows = db.collection("c").get(ids)
+        rows = db.collection("c").get(sorted(self.ids))
         held = {row.id: row.vector.tolist() for row in rows if row is not None}
         assert len(held) == len(db.collection("c"))
         return held  # type: ignore[return-value]

@@ -75,8 +75,9 @@ class Commits:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Lets nobody else commit while the block runs."""
+        """Lets nobody else commit while the block runs. Raises `WdbxError` where nothing can be written any more."""
         with self._writing:
+            self._check()
             yield
 
     def go_on_in(self, log: LogFile, size: int) -> None:
@@ -129,9 +130,12 @@ class Commits:
             made.append(Record(head, draft.payload))
         return made
 
-    def _append(self, data: bytes) -> None:
+    def _check(self) -> None:
         if self._broken:
             raise WdbxError(f"nothing can be written: {self._broken}; open the store again")
+
+    def _append(self, data: bytes) -> None:
+        self._check()
         try:
             self._log.append(data)
         except OSError as error:
