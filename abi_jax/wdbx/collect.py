@@ -1,5 +1,7 @@
 """Garbage: what no manifest in force names and no reader needs."""
 
+from itertools import pairwise
+
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, version_of
 from abi_jax.wdbx.storage.local import LocalStorage
@@ -8,14 +10,15 @@ from abi_jax.wdbx.storage.local import LocalStorage
 def drop_logs(storage: LocalStorage, version: int) -> None:
     """Deletes log files that hold nothing behind `version`."""
     names = storage.names("log")
-    for name, following in zip(names, names[1:], strict=False):
+    for name, following in pairwise(names):
         if int(following.split("-")[0]) <= version + 1:
             storage.delete(f"log/{name}")
 
 
 def collect(storage: LocalStorage, sealed: Sealed, pinned: set[int]) -> None:
-    """Deletes what nothing needs: unfinished files, steps and history that neither the manifest in force nor a pinned one
-    names. Kept, too, is the manifest before.
+    """Deletes what nothing needs: unfinished files; steps and history that no manifest in force or pinned names.
+
+    Kept, too, is the manifest before.
 
     pinned: versions of manifests that readers stand on.
     """

@@ -1,4 +1,4 @@
-"""What a store holds at its last version, in memory; every record changes it, whether it was just written or is read."""
+"""What a store holds at its last version, in memory. Every record changes it, just written or read."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from abi_jax.wdbx.tail import Tail
 
 @dataclass(frozen=True)
 class RowSet:
-    """Where a collection's rows are: in segments, then in a tail. Replaced whole, so that a reader sees every row once."""
+    """Where a collection's rows are: in segments, then in a tail. Replaced whole: a reader sees every row once."""
 
     segments: tuple[Segment, ...]
     tail: Tail
@@ -22,8 +22,9 @@ class RowSet:
 
 @dataclass
 class Collection:
-    """A collection at the last version. horizon: the first version of it that can still be read. dropped: 0 if it is not.
+    """A collection at the last version.
 
+    horizon: the first version of it that can still be read. dropped: the version, 0 while it is there.
     deaths: of rows of segments, since the last sealing: segment, row, version.
     """
 

@@ -15,8 +15,8 @@ from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect
 from abi_jax.wdbx.contents import Collection, Contents
 from abi_jax.wdbx.errors import WdbxError
-from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
 from abi_jax.wdbx.history import read_history
+from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Kind
@@ -60,7 +60,7 @@ class CollectionHandle:
         return self._database.view(self._number, at)
 
     def upsert(self, ids: Iterable[Any], vectors: Any, metadata: Any = None) -> int:
-        """Writes rows: new ones, and whole new rows for ids that are there. Durable when it returns; returns the version.
+        """Writes rows: new ones, and whole new rows for ids that are there. Returns the version, when it is durable.
 
         metadata: a mapping for each row, or columns by name, or an Arrow table. Raises `InputError` where anything does
         not fit, and then writes nothing.
@@ -350,4 +350,3 @@ def open_store(path: str | Path, mode: str = "a", retention: float = RETENTION) 
     retention: seconds for which every version can be read; later ones that are tagged or being read stay longer.
     """
     return Database(LocalStorage(Path(path)), mode, retention)
-

@@ -6,6 +6,7 @@ docs/wdbx-format.md, "Digests and proofs".
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,7 @@ FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast a
 DOMAIN = b"abi-jax/wdbx row\0"
 
 
-def row_messages(
-    spec: CollectionSpec, ids: Ids, born: np.ndarray, vectors: np.ndarray, metadata: pa.Table
-) -> pa.Array:
+def row_messages(spec: CollectionSpec, ids: Ids, born: np.ndarray, vectors: np.ndarray, metadata: pa.Table) -> pa.Array:
     """What is hashed of every row: large binary `[n]`.
 
     The domain, born (uint64), the vector, of every column a byte (1 where there is a value) and its value of fixed
@@ -97,9 +96,11 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 def row_digests(messages: pa.Array) -> np.ndarray:
     """SHA-256 of every message, uint8 `[n, 32]`."""
-    ends = np.frombuffer(messages.buffers()[1], np.int64)[messages.offset : messages.offset + len(messages) + 1].tolist()
+    ends = np.frombuffer(messages.buffers()[1], np.int64)[
+        messages.offset : messages.offset + len(messages) + 1
+    ].tolist()
     data, one = memoryview(messages.buffers()[2] or b""), hashlib.sha256
-    made = b"".join([one(data[a:b]).digest() for a, b in zip(ends, ends[1:], strict=False)])
+    made = b"".join([one(data[a:b]).digest() for a, b in pairwise(ends)])
     return np.frombuffer(made, np.uint8).reshape(-1, HASH)
 
 
@@ -107,7 +108,7 @@ def tree_levels(digests: np.ndarray) -> list[np.ndarray]:
     """All levels of the tree over digests uint8 `[n, 32]`, from the leaves to the root, which stands alone."""
     levels = [digests]
     while len(levels[-1]) > 1:
-        data = memoryview(np.ascontiguousarray(levels[-1]).reshape(-1))
+        data = np.ascontiguousarray(levels[-1]).reshape(-1).data
         size = FANOUT * HASH
         made = b"".join([sha256("wdbx node", data[a : a + size]) for a in range(0, len(data), size)])
         levels.append(np.frombuffer(made, np.uint8).reshape(-1, HASH))
@@ -122,7 +123,7 @@ def tree_root(digests: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Path:
-    """Where a leaf stands in a tree of `count` leaves, and the digests beside it, level by level, from the leaves up."""
+    """Where a leaf stands in a tree of `count` leaves, and the digests beside it, from the leaves up."""
 
     row: int
     count: int

@@ -1,4 +1,4 @@
-"""Filters on metadata, in the form that Chroma and Pinecone use: `{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}`.
+"""Filters on metadata, as Chroma and Pinecone have them: `{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}`.
 
 A row without a value passes no comparison but `$ne`, `$nin` and `{"$exists": False}`.
 """
@@ -27,7 +27,7 @@ Filter = Callable[[pa.Table], np.ndarray]
 
 
 def make_filter(spec: CollectionSpec, where: Mapping[str, Any]) -> Filter:
-    """A function from metadata to the rows that pass, bool `[n]`. Raises `InputError` where `where` does not fit `spec`."""
+    """A function from metadata to the rows that pass, bool `[n]`. Raises `InputError` where it does not fit `spec`."""
     if not isinstance(where, Mapping):
         raise InputError(f'filter {where!r}: expected a mapping, such as {{"year": {{"$gte": 2020}}}}')
     return _all([_clause(spec, key, value) for key, value in where.items()])

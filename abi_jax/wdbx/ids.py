@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -60,8 +60,8 @@ class TextIds:
 
     def __init__(self, ends: np.ndarray, data: np.ndarray) -> None:
         self._ends = ends
-        self._data = memoryview(np.ascontiguousarray(data))
-        self._prefix = commonprefix([self._at(0), self._at(len(ends) - 1)]) if len(ends) else b""
+        self._data = np.ascontiguousarray(data).data
+        self._prefix = _shared(self._at(0), self._at(len(ends) - 1)) if len(ends) else b""
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.zeros(0, np.int64)
         first = starts + len(self._prefix)
         words = np.zeros(len(ends), np.uint64)
@@ -104,6 +104,11 @@ class TextIds:
         """All rows of an id."""
         wanted = str(id_).encode()
         return range(bisect_left(self, wanted), bisect_right(self, wanted))
+
+
+def _shared(a: bytes, b: bytes) -> bytes:
+    """What both begin with."""
+    return bytes(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def text_arrays(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -115,7 +115,7 @@ def chained(scans: list[Scan]) -> list[Record]:
         kept = [record for record in made if record.head.version < each.head.first]
         if kept and (kept[-1].head.version + 1 != each.head.first or kept[-1].head.link != each.head.link):
             raise DamagedError(
-                f"log {each.head.name} does not go on from version {kept[-1].head.version}, where the one before it ends"
+                f"log {each.head.name} does not go on from version {kept[-1].head.version}, the last before it"
             )
         made = kept + each.records
     return made
@@ -144,9 +144,7 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     made.tags = dict(manifest.tags)
     for number, entry in manifest.collections.items():
         rows = RowSet((), Tail(entry.spec))
-        made.collections[number] = Collection(
-            number, entry.spec, entry.created, rows, entry.horizon, entry.dropped
-        )
+        made.collections[number] = Collection(number, entry.spec, entry.created, rows, entry.horizon, entry.dropped)
     deaths: list[np.ndarray] = []
     for number, step in sorted(manifest.segments.items()):
         collection = made.collections[step.collection]

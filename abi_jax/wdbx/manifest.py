@@ -27,8 +27,8 @@ class CollectionEntry:
 class SegmentEntry:
     """What a manifest says of a step. first, last: the versions of births and deaths in it.
 
-    content: the root over its rows; files: SHA-256 of every file of the step, by its path. deaths: how many rows of other
-    segments it lets die.
+    content: the root over its rows; files: SHA-256 of every file of the step, by its path. deaths: how many deaths of
+    rows it tells.
     """
 
     collection: int
@@ -84,7 +84,7 @@ class Sealed:
 
 
 def manifest_name(version: int, digest: bytes) -> str:
-    """The file of a manifest: two that seal up to the same version differ in it, and neither takes the other's place."""
+    """The file of a manifest: two that seal up to the same version differ in it, so neither takes the other's place."""
     return f"{FOLDER}/{version:020d}-{digest.hex()[:16]}.json"
 
 
@@ -103,7 +103,7 @@ def check_format(said: Mapping[str, Any], name: str) -> None:
     found = said.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
         raise WdbxError(
-            f"{name} is of WDBX format {found!r}; this version of abi-jax reads formats up to {FORMAT_VERSION}: update it"
+            f"{name} is of WDBX format {found!r}; this abi-jax reads formats up to {FORMAT_VERSION}: update it"
         )
 
 

@@ -82,7 +82,7 @@ def unique_ids(ids: Ids) -> Ids:
 
 
 def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector") -> np.ndarray:
-    """Vectors `[n, dim]` of the collection's dtype, row-major. Raises `InputError` where they are not, or not finite."""
+    """Vectors `[n, dim]` of the collection's dtype, row-major. Raises `InputError` where they do not fit."""
     try:
         given = np.asarray(vectors)
     except ValueError:
@@ -91,11 +91,12 @@ def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector") -> np
         given = given.reshape(0, spec.dim)
     if given.ndim != 2 or given.shape[1] != spec.dim:
         raise InputError(
-            f"{what}s have shape {given.shape}; collection {spec.name} has dimension {spec.dim}: expected (n, {spec.dim})"
+            f"{what}s have shape {given.shape}, collection {spec.name} dimension {spec.dim}; expected (n, {spec.dim})"
         )
     if given.dtype.kind not in "fiuV" or (given.dtype.kind == "V" and given.dtype.name != "bfloat16"):
         raise InputError(f"{what}s have dtype {given.dtype}; expected numbers")
-    wide = given if given.dtype == spec.numpy_dtype else given.astype(np.float32)
+    with np.errstate(over="ignore"):
+        wide = given.astype(np.float32, copy=False)
     if spec.dtype == "int8" and given.dtype != np.int8:
         wrong = (given != np.rint(wide)) | (wide < -128) | (wide > 127)
         _refuse(wrong, given, f"{what} %d has %s at %d; collection {spec.name} holds whole numbers from -128 to 127")

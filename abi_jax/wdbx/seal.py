@@ -175,16 +175,13 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int)
     return _Step(number, entry, share, segment, sources, merged)
 
 
-def _deaths(
-    number: int, share: _Share, sources: tuple[Source, ...], merged: Merged | None, version: int
-) -> np.ndarray:
+def _deaths(number: int, share: _Share, sources: tuple[Source, ...], merged: Merged | None, version: int) -> np.ndarray:
     """Deaths up to `version` that no step would tell otherwise: segment, row, version, uint64 `[m, 3]`."""
     gone = {each.number for each in share.merged}
     found = [np.array([death for death in share.deaths if death[0] not in gone], np.uint64).reshape(-1, 3)]
     if gone:  # their steps go, and with them what these say of other segments
-        for each in share.rows.segments:
-            if each.number not in gone:
-                found.append(_rows_of(each.number, each.died, version))
+        others = [each for each in share.rows.segments if each.number not in gone]
+        found += [_rows_of(each.number, each.died, version) for each in others]
     if merged is not None:
         found.append(_rows_of(number, _died(sources, merged), version))
     return np.unique(np.concatenate(found), axis=0)

@@ -9,9 +9,12 @@ import pyarrow as pa
 
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, text_arrays
+from abi_jax.wdbx.search.codes import Codes, encode
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.tail import ALIVE
+
+WORTH_CODES = 4096  # rows: fewer are looked at one and all in no more time
 
 
 class Segment:
@@ -51,6 +54,11 @@ class Segment:
     def norms(self) -> np.ndarray:
         """Norms of the vectors, float32 `[n]`."""
         return row_norms(self.vectors)
+
+    @cached_property
+    def codes(self) -> Codes | None:
+        """Codes of the rows on the device; None where the rows are few."""
+        return encode(self.spec.metric, self.vectors, self.norms) if len(self) >= WORTH_CODES else None
 
     @cached_property
     def metadata(self) -> pa.Table:

@@ -79,9 +79,7 @@ def make_spec(
 ) -> CollectionSpec:
     """A collection as a user describes it. Raises `InputError` with the value that does not fit."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InputError(
-            f"collection name {name!r}: expected letters, digits, '_', '-' and '.', at most 255, not beginning with a dot"
-        )
+        raise InputError(f"collection name {name!r}: expected at most 255 letters, digits, '_', '-', '.', no dot first")
     if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= MAX_DIM:
         raise InputError(f"dim {dim!r}: expected a whole number from 1 to {MAX_DIM}")
     if metric not in METRICS:
@@ -104,12 +102,14 @@ def _dtype_name(dtype: Any) -> str:
 
 def _field_name(name: Any) -> str:
     if not isinstance(name, str) or not name or name.startswith("$") or name in RESERVED:
-        raise InputError(f"field {name!r}: expected a name that does not begin with '$' and is none of {', '.join(RESERVED)}")
+        raise InputError(
+            f"field {name!r}: expected a name that does not begin with '$' and is none of {', '.join(RESERVED)}"
+        )
     return name
 
 
 def _field_type(field: str, kind: Any) -> str:
     for name, arrow in TYPES.items():
-        if kind == name or kind == arrow or getattr(kind, "__name__", None) == name or str(kind) == name:
+        if kind in (name, arrow) or getattr(kind, "__name__", None) == name or str(kind) == name:
             return name
     raise InputError(f"field {field!r} has type {kind!r}; expected one of {', '.join(TYPES)}")

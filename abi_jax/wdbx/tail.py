@@ -63,8 +63,8 @@ class Tail:
         missing = {each: i for i, each in enumerate(ids) if rows[i] < 0}
         if missing and version < self._newest(count):  # an older row of the id may have been alive then
             for row in np.flatnonzero(self.alive(count, version)).tolist():
-                if (i := missing.get(self.ids[row])) is not None:
-                    rows[i] = row
+                if self.ids[row] in missing:
+                    rows[missing[self.ids[row]]] = row
         return rows
 
     def _newest(self, count: int) -> int:

@@ -79,7 +79,9 @@ class _Walk:
         found = scan(head, data)
         scans.append(found)
         if found.damaged_version:
-            yield Finding(file, f"version {found.damaged_version} and later", "a record is damaged that was acknowledged")
+            yield Finding(
+                file, f"version {found.damaged_version} and later", "a record is damaged that was acknowledged"
+            )
         elif found.torn:
             size = found.size - found.end
             yield Finding(
@@ -187,7 +189,9 @@ class _Walk:
             yield Finding(HEAD_FILE, "where the chain was", str(error))
             return
         if said.version > version:
-            yield Finding(HEAD_FILE, f"version {said.version}", f"the chain ends at version {version}: its end was cut off")
+            yield Finding(
+                HEAD_FILE, f"version {said.version}", f"the chain ends at version {version}: its end was cut off"
+            )
         elif links.get(said.version, said.link) != said.link:
             yield Finding(HEAD_FILE, f"version {said.version}", "its link is not the chain's")
         elif said.closed and said.version < version:
@@ -202,4 +206,3 @@ class _Walk:
         if folder == "":
             return [name for name in self.storage.all_names("") if name not in FOLDERS]
         return [f"{folder}/{path}" for path in self.storage.files(folder)]
-

@@ -10,8 +10,9 @@ import pyarrow as pa
 from abi_jax.errors import InputError
 from abi_jax.wdbx.filters import make_filter
 from abi_jax.wdbx.rows import make_ids, make_vectors
+from abi_jax.wdbx.search.engine import CodedPart, search
 from abi_jax.wdbx.search.exact import best_first
-from abi_jax.wdbx.search.flat import Found, Part, row_norms, search
+from abi_jax.wdbx.search.flat import Found, Part, row_norms
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.tail import Tail
@@ -99,31 +100,38 @@ class View:
     def query(
         self, vectors: Any, top_k: int = 10, where: Mapping[str, Any] | None = None
     ) -> list[Hit] | list[list[Hit]]:
-        """The `top_k` rows that score best, best first; of equal scores, the lower id first. Exact.
+        """What `search` finds for one vector `[dim]`, or for each of several `[B, dim]`."""
+        given = np.asarray(vectors)
+        hits = self.search(given[None] if given.ndim == 1 else given, top_k, where)
+        return hits[0] if given.ndim == 1 else hits
 
-        vectors: `[dim]`, for a list of hits, or `[B, dim]`, for a list of lists. where: see `filters`.
+    def search(self, queries: Any, top_k: int = 10, where: Mapping[str, Any] | None = None) -> list[list[Hit]]:
+        """The `top_k` rows that score best for each query, best first; of equal scores, the lower id first. Exact.
+
+        queries: `[B, dim]`. where: see `filters`.
         """
         if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
             raise InputError(f"top_k {top_k!r}: expected a whole number from 1")
-        given = np.asarray(vectors)
-        queries = make_vectors(self._query_spec(), given[None] if given.ndim == 1 else given, "query")
+        checked = make_vectors(self._query_spec(), queries, "query")
         allowed = self._alive()
         if where is not None:
             passed = make_filter(self.spec, where)
             allowed = [
                 alive & passed(self._table(part)) if alive.any() else alive for part, alive in enumerate(allowed)
             ]
-        found = search(self._parts(allowed), self.spec.metric, queries, top_k)
-        hits = [self._hits(each, top_k) for each in found]
-        return hits[0] if given.ndim == 1 else hits
+        found = search(self._parts(allowed), self.spec.metric, checked, top_k)
+        return [self._hits(each, top_k) for each in found]
 
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
 
-    def _parts(self, allowed: list[np.ndarray]) -> list[Part]:
-        parts = [Part(each.vectors, each.norms, alive) for each, alive in zip(self.segments, allowed, strict=False)]
+    def _parts(self, allowed: list[np.ndarray]) -> list[CodedPart]:
+        parts = [
+            CodedPart(Part(each.vectors, each.norms, alive), each.codes)
+            for each, alive in zip(self.segments, allowed, strict=False)
+        ]
         tail = self.tail.vectors[: self.count]
-        return [*parts, Part(tail, row_norms(tail), allowed[-1])]
+        return [*parts, CodedPart(Part(tail, row_norms(tail), allowed[-1]), None)]
 
     def _hits(self, found: Found, top_k: int) -> list[Hit]:
         ids: list[Any] = [None] * len(found.rows)

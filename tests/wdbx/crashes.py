@@ -19,8 +19,8 @@ class Killed(BaseException):
 class Operations(FileOperations):
     """Counts operations; at number `stop` (from 0) does what `how` says, and everything after it dies, too.
 
-    how: "fail": the operation does nothing and raises, once. "kill": it does nothing. "tear": it is done by half. Either
-    way the process is dead then.
+    how: "fail": the operation does nothing and raises, once. "kill": it does nothing. "tear": it is done by half. The
+    process is dead after the last two.
     """
 
     def __init__(self, root: Path, stop: int = -1, how: str = "fail", seed: int = 0) -> None:
@@ -121,7 +121,7 @@ class Operations(FileOperations):
         return _Log(self, path, super().open_log(path))
 
     def power_off(self, target: Path, lucky: bool) -> None:
-        """Makes in `target` what a disk may hold after the power failed: what was synced, and, `lucky`, some of the rest."""
+        """Makes in `target` what a disk may hold then: what was synced, and, `lucky`, some of the rest."""
         if self.root.is_dir():
             self._rebuild(self.root, target, lucky)
 

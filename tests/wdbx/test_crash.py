@@ -4,14 +4,14 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from tests.wdbx.crashes import Killed, Operations, copy_store
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.local import LocalStorage
+from tests.wdbx.crashes import Killed, Operations, copy_store
 
-Held = dict[str, list[float]]
+Held = dict[str, list[int]]
 
 
 class Story:
@@ -74,7 +74,7 @@ class Story:
         self.acknowledged[self.db.version] = self.now
 
     def check(self, folder: Path) -> None:
-        """The store in `folder` opens, holds everything acknowledged or that and what was being written, and is whole."""
+        """The store in `folder` opens, holds what it must, perhaps what was being written, too, and is whole."""
         if not (folder / "wdbx.json").exists():
             assert max(self.acknowledged) == 0
         with wdbx.open(folder) as db:

@@ -149,5 +149,7 @@ class Commits:
         except OSError as error:
             # What the disk has after a failed sync is unknown, and a second sync that succeeds says nothing of it.
             self._broken = f"the log could not be brought to disk: {error.strerror}"
-            raise WdbxError(f"{self._broken}; whether this was written is known when the store is opened again") from error
+            raise WdbxError(
+                f"{self._broken}; whether this was written is known when the store is opened again"
+            ) from error
         self.size += len(data)

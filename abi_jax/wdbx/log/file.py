@@ -1,10 +1,10 @@
-"""Log files: a head that says where the chain was when the file began, then records. See docs/wdbx-format.md, "The log"."""
+"""Log files: a head that says where the chain was, then records. docs/wdbx-format.md, "The log"."""
 
 import hashlib
 import struct
 from dataclasses import dataclass
 
-from abi_jax.wdbx.log.record import HEAD, MAGIC, SIGNATURE_BYTES, Flag, Head, Record, parse_head, payload_digest
+from abi_jax.wdbx.log.record import HEAD, MAGIC, SIGNATURE_BYTES, Flag, Record, parse_head, payload_digest
 
 LOG_MAGIC = b"WDBXLOG1"
 LOG_HEAD = struct.Struct("<8s16sQQQ32s32s16s")

@@ -121,6 +121,4 @@ def parse_head(data: bytes | memoryview) -> Head | None:
     )
     if magic != MAGIC or kind not in KINDS or flags & ~(Flag.ENCRYPTED | Flag.SIGNED) or length > LONGEST:
         return None
-    return Head(
-        Kind(kind), version, time, epoch, collection, rows, length, digest, link, group, flags, data_key
-    )
+    return Head(Kind(kind), version, time, epoch, collection, rows, length, digest, link, group, flags, data_key)

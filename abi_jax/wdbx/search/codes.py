@@ -89,8 +89,9 @@ def encode(metric: str, vectors: np.ndarray, norms: np.ndarray) -> Codes:
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries as int8: `parts` `[groups, LANES, D]`, their `scales` `[groups, LANES]`; how long they are, and by how much
-    each is off, `[B]`. per_query: parts of a query, which stand `LANES / per_query` apart.
+    """Queries as int8: `parts` `[groups, LANES, D]`, their `scales` `[groups, LANES]`; `[B]` lengths and errors.
+
+    per_query: parts of a query, which stand `LANES / per_query` apart.
     """
 
     parts: np.ndarray
@@ -101,7 +102,7 @@ class QueryCodes:
 
 
 def encode_queries(metric: str, queries: np.ndarray) -> QueryCodes:
-    """Codes of queries `[B, D]`, float32; of length 1 under cosine. In two parts where few queries leave lanes empty."""
+    """Codes of queries `[B, D]`; of length 1 under cosine. In two parts where few queries leave lanes empty."""
     wide = queries.astype(np.float64)
     if metric == "cosine":
         wide /= np.sqrt(np.square(wide).sum(axis=1, keepdims=True))

@@ -60,7 +60,7 @@ class _Near:
 
 
 def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) -> list[Found]:
-    """The best rows of each query `[B, D]`, float32. Rows that tie with the last one are all there: who asks breaks ties."""
+    """The best rows of each query `[B, D]`, float32; those that tie with the last one are all there."""
     kept: list[list[_Near]] = [[] for _ in queries]
     lengths = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))
     for number, part in enumerate(parts):
@@ -79,9 +79,7 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) 
     return [_decide(parts, metric, query, each, top_k) for query, each in zip(queries, kept, strict=True)]
 
 
-def search_rows(
-    parts: Sequence[Part], rows: Sequence[np.ndarray], metric: str, query: np.ndarray, top_k: int
-) -> Found:
+def search_rows(parts: Sequence[Part], rows: Sequence[np.ndarray], metric: str, query: np.ndarray, top_k: int) -> Found:
     """The best of some rows of every part, for one query `[D]`."""
     length = np.sqrt(np.square(query, dtype=np.float64).sum(keepdims=True))
     kept = []

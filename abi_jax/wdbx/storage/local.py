@@ -156,7 +156,7 @@ class LocalStorage:
         return file
 
     def pin(self, version: int) -> IO[str] | None:
-        """Keeps `version` readable until what is returned is closed or the process ends; None where nothing can be written."""
+        """Keeps `version` readable until what is returned is closed; None where nothing can be written."""
         path = self.root / "pins" / uuid4().hex
         try:
             file = path.open("x", encoding="utf-8")

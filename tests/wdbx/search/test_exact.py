@@ -1,0 +1,82 @@
+"""Search is exact: ids and scores of NumPy, for all metrics and dtypes, with and without codes, ties broken by id."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from abi_jax import wdbx
+from abi_jax.wdbx import segment
+
+ROWS, DIM, TOP_K = 9000, 24, 7
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
+
+
+def naive(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    q, x = query.astype(np.float64), vectors.astype(np.float64)
+    if metric == "l2":
+        return ((q - x) ** 2).sum(1)
+    scores = (q * x).sum(1)
+    return scores / np.linalg.norm(x, axis=1) / np.linalg.norm(q) if metric == "cosine" else scores
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Clusters, with many rows that are there more than once."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(40, DIM))
+    vectors = centers[rng.integers(0, 40, ROWS)] + 0.3 * rng.normal(size=(ROWS, DIM))
+    vectors[rng.integers(0, ROWS, 900)] = vectors[:900]
+    return vectors, centers[:12] + 0.2 * rng.normal(size=(12, DIM))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("batch", [1, 12])
+def test_as_numpy(
+    metric: str,
+    dtype: str,
+    batch: int,
+    data: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segment, "WORTH_CODES", 1000)
+    vectors, queries = data
+    if dtype == "int8":
+        vectors, queries = np.clip(np.rint(vectors * 30), -128, 127), queries * 30
+    vectors, queries = vectors.astype(DTYPES[dtype]), queries[:batch].astype(np.float32)
+    lang = ["en" if i % 3 else "de" for i in range(ROWS)]
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM, metric, dtype, {"lang": str}, ids="int")
+        third = ROWS // 3
+        alive = np.ones(ROWS, bool)
+        for start in range(0, ROWS, third):
+            ids = np.arange(start, start + third)
+            c.upsert(ids, vectors[ids], {"lang": lang[start : start + third]})
+            if start < 2 * third:
+                db.seal()
+        gone = np.arange(0, ROWS, 5)
+        c.delete(gone)
+        alive[gone] = False
+        view = c.view()
+        assert view.segments[0].codes is not None
+        passed: dict[Any, np.ndarray] = {None: alive, "de": alive & (np.arange(ROWS) % 3 == 0)}
+        for wanted, kept in passed.items():
+            hits = view.search(queries, TOP_K, where={"lang": wanted} if wanted else None)
+            for query, found in zip(queries, hits, strict=True):
+                scores = naive(metric, query, vectors)
+                keys = np.where(kept, (scores if metric == "l2" else -scores).astype(np.float32), np.inf)
+                best = np.lexsort((np.arange(ROWS), keys))[:TOP_K]
+                assert [hit.id for hit in found] == best.tolist()
+                np.testing.assert_allclose([hit.score for hit in found], scores[best], rtol=1e-6)
+
+
+def test_more_asked_for_than_there_are(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 2, "ip")
+        assert c.query([1, 0]) == []
+        c.upsert(["b", "a"], [[1, 0], [1, 0]])
+        assert [(hit.id, hit.score) for hit in c.view().search([[1, 0]])[0]] == [("a", 1.0), ("b", 1.0)]
