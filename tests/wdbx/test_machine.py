@@ -99,7 +99,7 @@ class Store(RuleBasedStateMachine):
         query = [1, 0, -1]
         for where, kept in ((None, expected), ({"lang": "en"}, {k: v for k, v in expected.items() if v[1] == "en"})):
             ranked = sorted(kept, key=lambda k: (float(np.square(np.subtract(kept[k][0], query)).sum()), k.encode()))
-            assert [hit.id for hit in view.search(query, top_k=3, where=where)[0]] == ranked[:3]
+            assert [hit.id for hit in view.search([query], top_k=3, where=where)[0]] == ranked[:3]
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
