@@ -15,7 +15,7 @@ from abi_jax.sharding.simulate import simulated_count
 
 # of malloc.h: glibc's numbers, see mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_MOST = 2**31 - 1
+_NEVER = -1  # mallopt takes an int, and 2 GiB, its greatest, is less than a training step frees at the top of the heap
 _VARIABLES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
@@ -30,7 +30,7 @@ def keep_memory() -> bool:
     if decided or _accelerated() or simulated_count(os.environ) > 1 or not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _MOST)))
+    return all(mallopt(option, value) for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER)))
 
 
 def _accelerated() -> bool:

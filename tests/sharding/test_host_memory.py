@@ -12,14 +12,14 @@ from abi_jax.sharding.simulate import simulated_devices
 
 pytestmark = pytest.mark.skipif(not host_memory._is_glibc(), reason="mallopt is glibc's")
 
-# 64 MiB, taken and given back by a thread as XLA's are: how many pages does the tenth time cost?
+# Blocks taken and given back by a thread as XLA's are, 64 MiB of each touched: how many pages does the tenth time cost?
 FAULTS = """
 import ctypes, json, resource, threading
 from abi_jax.sharding.host_memory import keep_memory
 kept, c = keep_memory(), ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def block():
-    p = c.malloc(64 << 20)
+    p = c.malloc(MIB << 20)
     ctypes.memset(p, 1, 64 << 20)
     c.free(p)
 def work():
@@ -35,18 +35,19 @@ print(json.dumps([kept, faults]))
 """
 
 
-def run(**env: str) -> tuple[bool, list[int]]:
+def run(mib: int = 64, **env: str) -> tuple[bool, list[int]]:
     clean = {
         k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS") and not k.startswith("MALLOC_")
     }
-    done = subprocess.run([sys.executable, "-c", FAULTS], env={**clean, **env}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FAULTS.replace("MIB", str(mib))], env={**clean, **env}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept, faults = json.loads(done.stdout)
     return kept, faults
 
 
-def test_working_memory_is_taken_from_the_system_once() -> None:
-    kept, faults = run(JAX_PLATFORMS="cpu")
+@pytest.mark.parametrize("mib", [64, 2500], ids=["small", "more than an int of bytes"])
+def test_working_memory_is_taken_from_the_system_once(mib: int) -> None:
+    kept, faults = run(mib, JAX_PLATFORMS="cpu")
     assert kept and max(faults[1:]) < 10
 
 
