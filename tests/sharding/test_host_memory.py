@@ -39,7 +39,8 @@ def run(mib: int = 64, **env: str) -> tuple[bool, list[int]]:
     clean = {
         k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS") and not k.startswith("MALLOC_")
     }
-    done = subprocess.run([sys.executable, "-c", FAULTS.replace("MIB", str(mib))], env={**clean, **env}, capture_output=True, text=True)
+    code = FAULTS.replace("MIB", str(mib))
+    done = subprocess.run([sys.executable, "-c", code], env={**clean, **env}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept, faults = json.loads(done.stdout)
     return kept, faults
