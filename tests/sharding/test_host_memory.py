@@ -35,7 +35,7 @@ print(json.dumps([kept, faults]))
 """
 
 
-def run(mib: int = 64, **env: str) -> tuple[bool, list[int]]:
+def run(mib: int, env: dict[str, str]) -> tuple[bool, list[int]]:
     clean = {
         k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS") and not k.startswith("MALLOC_")
     }
@@ -48,7 +48,7 @@ def run(mib: int = 64, **env: str) -> tuple[bool, list[int]]:
 
 @pytest.mark.parametrize("mib", [64, 2500], ids=["small", "more than an int of bytes"])
 def test_working_memory_is_taken_from_the_system_once(mib: int) -> None:
-    kept, faults = run(mib, JAX_PLATFORMS="cpu")
+    kept, faults = run(mib, {"JAX_PLATFORMS": "cpu"})
     assert kept and max(faults[1:]) < 10
 
 
@@ -62,5 +62,5 @@ def test_working_memory_is_taken_from_the_system_once(mib: int) -> None:
     ids=["accelerator", "set by the user", "simulated devices"],
 )
 def test_a_process_that_would_not_gain_is_left_alone(env: dict[str, str]) -> None:
-    kept, faults = run(**env)
+    kept, faults = run(64, env)
     assert not kept and min(faults[1:]) > 20
