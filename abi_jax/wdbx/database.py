@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
@@ -13,6 +13,7 @@ from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect
+from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.contents import Collection, Contents
 from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.history import read_history
@@ -21,74 +22,17 @@ from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
-from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids
 from abi_jax.wdbx.seal import is_new, seal
-from abi_jax.wdbx.spec import CollectionSpec, make_spec
+from abi_jax.wdbx.spec import make_spec
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.verify import Finding, verify
 from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
-from abi_jax.wdbx.view import Hit, Row, View
+from abi_jax.wdbx.view import View
 from abi_jax.wdbx.witness import HEAD_FILE, Witness, checked_json
 
 MODES = ("a", "r")
 RETENTION = 3600.0
 SEAL_AT_CLOSE = 64 << 10  # bytes of a log
-
-
-class CollectionHandle:
-    """A collection of an open store, at its last version."""
-
-    def __init__(self, database: "Database", number: int, spec: CollectionSpec) -> None:
-        self._database = database
-        self._number = number
-        self.spec = spec
-
-    @property
-    def name(self) -> str:
-        """The collection's name."""
-        return self.spec.name
-
-    def __len__(self) -> int:
-        return len(self.view())
-
-    def __repr__(self) -> str:
-        spec = self.spec
-        return f"<collection {spec.name!r}: {len(self)} rows of {spec.dim} x {spec.dtype}, {spec.metric}>"
-
-    def view(self, at: At = None) -> View:
-        """The collection at a version, a tag or a time (now)."""
-        return self._database.view(self._number, at)
-
-    def upsert(self, ids: Iterable[Any], vectors: Any, metadata: Any = None) -> int:
-        """Writes rows: new ones, and whole new rows for ids that are there. Returns the version, when it is durable.
-
-        metadata: a mapping for each row, or columns by name, or an Arrow table. Raises `InputError` where anything does
-        not fit, and then writes nothing.
-        """
-        rows = make_rows(self.spec, ids, vectors, metadata)
-        if not len(rows):
-            return self._database.version
-        payload = encode_rows(self.spec, rows)
-        return self._database.commit(Kind.UPSERT, self._number, len(rows), payload)[0]
-
-    def delete(self, ids: Iterable[Any]) -> int:
-        """Deletes rows. Durable when it returns; returns how many of the ids were there."""
-        checked = unique_ids(make_ids(self.spec, ids, unique=False))
-        if not len(checked):
-            return 0
-        payload = encode_ids(self.spec, checked)
-        found: int = self._database.commit(Kind.DELETE, self._number, len(checked), payload)[1]
-        return found
-
-    def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:
-        """The rows of ids, in their order; None where there is none."""
-        return self.view(at).get(ids)
-
-    def query(
-        self, vectors: Any, top_k: int = 10, where: Mapping[str, Any] | None = None, at: At = None
-    ) -> list[Hit] | list[list[Hit]]:
-        """The `top_k` rows that score best; see `View.query`."""
-        return self.view(at).query(vectors, top_k, where)
 
 
 class Database:
