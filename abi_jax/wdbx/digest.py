@@ -20,17 +20,21 @@ FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast a
 DOMAIN = b"abi-jax/wdbx row\0"
 
 
-def row_messages(spec: CollectionSpec, ids: Ids, born: np.ndarray, vectors: np.ndarray, metadata: pa.Table) -> pa.Array:
+def row_messages(
+    spec: CollectionSpec, ids: Ids, since: np.ndarray, vectors: np.ndarray, metadata: pa.Table
+) -> pa.Array:
     """What is hashed of every row: large binary `[n]`.
 
-    The domain, born (uint64), the vector, of every column a byte (1 where there is a value) and its value of fixed
+    since: versions from the segment's first to the row's birth.
+
+    The domain, since (uint64), the vector, of every column a byte (1 where there is a value) and its value of fixed
     width or the count of bytes or elements (uint32); then everything of variable width: the id (of type int: 8 bytes),
     texts, elements of lists (texts after their counts of bytes).
     """
-    count = len(born)
+    count = len(since)
     fixed: list[np.ndarray] = [
         np.broadcast_to(np.frombuffer(DOMAIN, np.uint8), (count, len(DOMAIN))),
-        _bytes(born.astype("<u8")),
+        _bytes(since.astype("<u8")),
         _bytes(vectors),
     ]
     text_ids = pa.array(ids, pa.string()) if spec.ids == "str" else None
@@ -115,18 +119,26 @@ def tree_levels(digests: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
-def tree_root(digests: np.ndarray) -> bytes:
-    """The root of the tree, bound to how many leaves it has; of none, too."""
-    root = tree_levels(digests)[-1].tobytes()
-    return sha256("wdbx rows", len(digests).to_bytes(8, "little"), root)
+def tree_root(digests: np.ndarray, first: int) -> bytes:
+    """The root of the tree, bound to how many leaves it has and the version they count from; of none, too."""
+    return bound_root(tree_levels(digests)[-1].tobytes(), len(digests), first)
+
+
+def bound_root(root: bytes, count: int, first: int) -> bytes:
+    """The root of a tree of `count` leaves whose rows are born at `first` and later."""
+    return sha256("wdbx rows", count.to_bytes(8, "little"), first.to_bytes(8, "little"), root)
 
 
 @dataclass(frozen=True)
 class Path:
-    """Where a leaf stands in a tree of `count` leaves, and the digests beside it, from the leaves up."""
+    """Where a leaf stands in a tree of `count` leaves, and the digests beside it, from the leaves up.
+
+    first: the version that births in the tree count from.
+    """
 
     row: int
     count: int
+    first: int
     beside: tuple[bytes, ...]
 
     def root(self, digest: bytes) -> bytes | None:
@@ -137,14 +149,14 @@ class Path:
             if siblings[inside * HASH : (inside + 1) * HASH] != digest:
                 return None
             digest, at = sha256("wdbx node", siblings), at // FANOUT
-        return sha256("wdbx rows", self.count.to_bytes(8, "little"), digest) if at == 0 else None
+        return bound_root(digest, self.count, self.first) if at == 0 else None
 
 
-def tree_path(levels: Sequence[np.ndarray], row: int) -> Path:
+def tree_path(levels: Sequence[np.ndarray], row: int, first: int) -> Path:
     """The path of leaf `row`."""
     beside, at = [], row
     for level in levels[:-1]:
         start = at - at % FANOUT
         beside.append(level[start : start + FANOUT].tobytes())
         at //= FANOUT
-    return Path(row, len(levels[0]), tuple(beside))
+    return Path(row, len(levels[0]), first, tuple(beside))

@@ -220,7 +220,8 @@ def _swap(step: _Step) -> None:
 def segment_content(segment: Segment | None) -> bytes:
     """The root over a segment's rows as they are stored."""
     if segment is None:
-        return tree_root(np.zeros((0, HASH), np.uint8))
+        return tree_root(np.zeros((0, HASH), np.uint8), 0)
     ids = segment.ids.take(np.arange(len(segment)))
-    messages = row_messages(segment.spec, ids, segment.born, np.asarray(segment.vectors), segment.metadata)
-    return tree_root(row_digests(messages))
+    since = segment.born - segment.first
+    messages = row_messages(segment.spec, ids, since, np.asarray(segment.vectors), segment.metadata)
+    return tree_root(row_digests(messages), segment.first)
