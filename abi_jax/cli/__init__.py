@@ -16,9 +16,10 @@ from abi_jax.sharding.compile_cache import compile_cache
 
 VERBS = (
     *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
-    *("log", "verify", "diff", "receipt", "check-receipt"),
+    *("log", "verify", "diff", "receipt", "check-receipt", "wdbx"),
 )
 READING = ("data", "generate", "chat", "embed", "info", "log", "diff")  # nothing is lost where nobody reads on
+READING_ACTIONS = ("query", "get", "log", "stats")  # of wdbx, likewise
 WRITING = ("demo", "import", "export", "launch")  # several processes would write over each other
 
 EPILOG = """examples:
@@ -32,6 +33,7 @@ EPILOG = """examples:
   abi chat runs/personas --persona aviva
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
   abi log runs/personas; abi verify runs/personas   what it was made from; whether it still is
+  abi wdbx query memory.wdbx "how do I reset the cluster"
 
 Exit status: 0 done, 1 a check failed, 2 bad input, 143 stopped by SIGTERM with everything saved,
 141 nobody read what train, verify and the like had to say."""
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if options.verb in READING else 128 + signal.SIGPIPE
+        reads = options.verb in READING or (options.verb == "wdbx" and options.action in READING_ACTIONS)
+        return 0 if reads else 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
             raise

@@ -206,6 +206,19 @@ class Database:
         rows = collection.rows
         return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count)
 
+    def resolve(self, at: At = None) -> int:
+        """The version that `at` means: itself, a tag's, the last at a time, or the last."""
+        return resolve(at, self._contents, self.storage, self._sealed.manifest)
+
+    def views(self, at: At = None) -> dict[str, View]:
+        """All collections that were there at a version and can still be read, by name."""
+        version = self.resolve(at)
+        return {
+            each.spec.name: self.view(each.number, version)
+            for each in self._contents.collections.values()
+            if each.created <= version and not (each.dropped and version >= each.dropped) and version >= each.horizon
+        }
+
     def tag(self, name: str, version: At = None) -> None:
         """Gives a version (the last) a name."""
         if not isinstance(name, str) or not name:

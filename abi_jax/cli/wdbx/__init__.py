@@ -1,0 +1,48 @@
+"""A store of vectors, with their texts and metadata: versioned, chained, searched.
+
+  abi wdbx create memory.wdbx notes --encoder ~/models/all-MiniLM-L6-v2 --field lang=str --field year=int
+  abi wdbx query memory.wdbx "how do I reset the cluster" --top-k 5
+  abi wdbx query memory.wdbx '[0.1, 0.7, ...]' --where '{"lang": "en", "year": {"$gte": 2020}}'
+  abi wdbx query memory.wdbx query.npy --at 2026-03-01T12:00
+  abi wdbx get memory.wdbx doc-1 doc-2;  abi wdbx delete memory.wdbx doc-1
+  abi wdbx log memory.wdbx;  abi wdbx at memory.wdbx 17 --tag before-the-change
+  abi wdbx verify memory.wdbx;  abi wdbx compact memory.wdbx;  abi wdbx stats memory.wdbx
+
+A store is a directory; `abi wdbx create` makes it. Where it has one collection, no --collection need be given. Exit
+status of verify 1 where anything is wrong, of get 1 where an id is not there. `abi wdbx ACTION --help` tells more.
+"""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+HELP = "a store of vectors: create, query, versions, verify"
+ACTIONS = ("create", "query", "get", "delete", "log", "at", "verify", "compact", "stats")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> Sequence[argparse.ArgumentParser]:
+    """Declares the arguments of every action; returns their parsers."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    made = []
+    for action in ACTIONS:
+        module = _module(action)
+        sub = actions.add_parser(
+            action,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        made.append(sub)
+    return made
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one action and returns what it did."""
+    result: dict[str, Any] = _module(options.action).run(options)
+    return result
+
+
+def _module(action: str) -> Any:
+    return importlib.import_module(f"abi_jax.cli.wdbx.{'import_' if action == 'import' else action}")

@@ -1,0 +1,34 @@
+"""What a store held at a version, a tag or a time. With --tag, gives that version a name; it is kept from then on.
+
+abi wdbx at memory.wdbx 17
+abi wdbx at memory.wdbx 2026-03-01T12:00
+abi wdbx at memory.wdbx 17 --tag before-the-change
+"""
+
+import argparse
+from typing import Any
+
+from abi_jax.cli.wdbx.shared import add_store, open_store, table, version_of
+
+HELP = "what a store held at a version, a tag or a time"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the action's arguments."""
+    add_store(parser, collection=False)
+    parser.add_argument("at", metavar="VERSION", help="a version, a tag, or a time in ISO 8601 (UTC)")
+    parser.add_argument("--tag", metavar="NAME", help="a name for that version")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Looks, prints a table, and returns the collections of then."""
+    with open_store(options, "r" if options.tag is None else "a") as db:
+        version = db.resolve(version_of(options.at))
+        held = {name: len(view) for name, view in db.views(version).items()}
+        if options.tag is not None:
+            db.tag(options.tag, version)
+    if not options.json:
+        print(f"{options.store} at version {version}" + (f", tagged {options.tag}" if options.tag else ""))
+        for line in table(["collection", "rows"], list(held.items())):
+            print(line)
+    return {"store": str(options.store), "version": version, "tag": options.tag, "collections": held}

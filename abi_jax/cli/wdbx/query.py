@@ -1,0 +1,98 @@
+"""Find what is near a text or a vector.
+
+QUERY is a text, where the collection has an encoder; or a vector: a JSON list of numbers, or a .npy file with one or
+several. Scores: cosine and ip are best when high, l2 (squared distance) when low.
+
+  abi wdbx query memory.wdbx "how do I reset the cluster" --top-k 5
+  abi wdbx query memory.wdbx '[0.6, 0.8]' --where '{"lang": "en", "$or": [{"year": {"$gte": 2020}}, {"pinned": true}]}'
+  abi wdbx query memory.wdbx queries.npy --at before-the-change --json
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abi_jax.cli.wdbx.shared import (
+    add_at,
+    add_store,
+    open_store,
+    plain_metadata,
+    table,
+    the_collection,
+    told,
+    version_of,
+    where_of,
+)
+from abi_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from abi_jax.wdbx import Collection, Hit
+
+HELP = "find what is near a text or a vector"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the action's arguments."""
+    add_store(parser)
+    parser.add_argument("query", metavar="QUERY", help="a text, a JSON list of numbers, or a .npy file")
+    parser.add_argument("--top-k", "-k", type=int, default=10, metavar="K", help="how many to find (default: 10)")
+    parser.add_argument("--where", metavar="JSON", help='a filter, e.g. \'{"lang": "en", "year": {"$gte": 2020}}\'')
+    add_at(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Searches, prints a table, and returns the hits."""
+    where = where_of(options.where)
+    vectors = read_vectors(options.query)
+    with open_store(options, "r") as db:
+        collection = the_collection(db, options)
+        view = collection.view(version_of(options.at))
+        if vectors is None:
+            raise InputError(_no_encoder(collection, options.query))
+        many = view.search(vectors if vectors.ndim == 2 else vectors[None], options.top_k, where)
+        if not options.json:
+            for number, hits in enumerate(many):
+                if len(many) > 1:
+                    print(f"query {number}:")
+                _print(hits)
+    found = [[_as_json(hit) for hit in hits] for hits in many]
+    said: dict[str, Any] = {"collection": collection.name, "version": view.version}
+    return said | ({"hits": found[0]} if vectors is None or vectors.ndim == 1 else {"queries": found})
+
+
+def read_vectors(text: str) -> "np.ndarray | None":
+    """The vector or vectors that `text` is or names; None where it is a text to search for."""
+    import numpy as np
+
+    if text.endswith(".npy") and Path(text).is_file():
+        try:
+            return np.asarray(np.load(text))
+        except (ValueError, OSError) as error:
+            raise InputError(f"{text} is not a .npy file of numbers: {error}") from None
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        made = np.asarray(json.loads(text))
+    except ValueError:
+        return None
+    return made if made.dtype.kind in "fi" and made.ndim in (1, 2) else None
+
+
+def _no_encoder(collection: "Collection", text: str) -> str:
+    return (
+        f"query {text!r} is a text, and collection {collection.name} has no encoder to make a vector of it; "
+        f"expected a JSON list of {collection.spec.dim} numbers or a .npy file"
+    )
+
+
+def _as_json(hit: "Hit") -> dict[str, Any]:
+    return {"id": hit.id, "score": hit.score, "metadata": plain_metadata(hit.metadata)}
+
+
+def _print(hits: "list[Hit]") -> None:
+    rows = [[f"{hit.score:.4f}", hit.id, told(hit.metadata)] for hit in hits]
+    for line in table(["score", "id", "metadata"], rows):
+        print(line)

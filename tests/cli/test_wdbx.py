@@ -1,0 +1,127 @@
+"""`abi wdbx`: each action on good input, and what it says of bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abi_jax import wdbx
+from abi_jax.cli.wdbx import ACTIONS
+from tests.cli.conftest import Abi
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Three notes; `b` was changed and `c` deleted. Version 2 has all as they were, and is tagged `first`."""
+    path = tmp_path / "memory.wdbx"
+    with wdbx.open(path) as db:
+        notes = db.create_collection("notes", 2, schema={"lang": str, "year": int})
+        about = [{"lang": "en", "year": 2019}, {"lang": "de"}, {"lang": "en", "year": 2023}]
+        version = notes.upsert(["a", "b", "c"], [[1, 0], [0, 1], [0.6, 0.8]], about)
+        db.tag("first", version)
+        notes.upsert(["b"], [[0, -1]], [{"lang": "fr"}])
+        notes.delete(["c"])
+    return path
+
+
+def test_create_makes_the_store(tmp_path: Path, abi: Abi) -> None:
+    path = tmp_path / "new.wdbx"
+    made = abi("wdbx", "create", path, "notes", "--dim", "4", "--metric", "l2", "--field", "tags=list[str]", "--json")
+    assert made.status == 0
+    assert made.json["version"] == 1
+    with wdbx.open(path) as db:
+        spec = db.collection("notes").spec
+        assert (spec.dim, spec.metric, spec.schema) == (4, "l2", (("tags", "list[str]"),))
+    again = abi("wdbx", "create", path, "notes", "--dim", "4")
+    assert again.status == 2 and "collection 'notes' is there already" in again.err
+
+
+def test_query_takes_a_vector_as_json_or_as_a_file(store: Path, abi: Abi, tmp_path: Path) -> None:
+    found = abi("wdbx", "query", store, "[0.0, -2.0]", "--json").json
+    assert [(hit["id"], hit["score"]) for hit in found["hits"]] == [("b", 1.0), ("a", 0.0)]
+    assert found["hits"][0]["metadata"] == {"lang": "fr"}
+    np.save(tmp_path / "q.npy", np.array([[1, 0], [0, -1]], np.float32))
+    several = abi("wdbx", "query", store, tmp_path / "q.npy", "--top-k", "1", "--json").json
+    assert [[hit["id"] for hit in hits] for hits in several["queries"]] == [["a"], ["b"]]
+    shown = abi("wdbx", "query", store, "[1, 0]", "-k", "1")
+    assert shown.status == 0
+    assert [line.split() for line in shown.out.splitlines()] == [
+        ["score", "id", "metadata"],
+        ["1.0000", "a", "lang=en", "year=2019"],
+    ]
+
+
+def test_query_filters_and_looks_back(store: Path, abi: Abi) -> None:
+    where = json.dumps({"year": {"$gte": 2020}})
+    assert abi("wdbx", "query", store, "[1, 0]", "--where", where, "--json").json["hits"] == []
+    past = abi("wdbx", "query", store, "[1, 0]", "--where", where, "--at", "first", "--json").json
+    assert (past["version"], [hit["id"] for hit in past["hits"]]) == (2, ["c"])
+    wrong = abi("wdbx", "query", store, "[1, 0]", "--where", '{"yaer": 1}', "--json")
+    assert wrong.status == 2 and "filter on 'yaer'" in wrong.json["error"]
+
+
+def test_a_text_without_an_encoder(store: Path, abi: Abi) -> None:
+    asked = abi("wdbx", "query", store, "how do I reset the cluster")
+    assert asked.status == 2
+    assert "'how do I reset the cluster' is a text" in asked.err and "no encoder" in asked.err
+
+
+def test_get_and_delete(store: Path, abi: Abi) -> None:
+    got = abi("wdbx", "get", store, "a", "c", "--vectors", "--json")
+    assert got.status == 1 and got.json["missing"] == ["c"]
+    assert got.json["rows"] == [{"id": "a", "born": 2, "metadata": {"lang": "en", "year": 2019}, "vector": [1.0, 0.0]}]
+    then = abi("wdbx", "get", store, "c", "--at", "2")
+    assert then.status == 0 and "year=2023" in then.out
+    assert abi("wdbx", "delete", store, "a", "c", "--json").json["deleted"] == 1
+    assert abi("wdbx", "get", store, "a").status == 1
+
+
+def test_log_and_at(store: Path, abi: Abi) -> None:
+    told = abi("wdbx", "log", store, "--last", "3", "--json").json
+    assert [(each["kind"], each["rows"]) for each in told["versions"]] == [("delete", 1), ("upsert", 1), ("tag", 0)]
+    assert "older; --last 0 shows all" in abi("wdbx", "log", store, "--last", "2").out
+    assert abi("wdbx", "at", store, "first", "--json").json["collections"] == {"notes": 3}
+    tagged = abi("wdbx", "at", store, "4", "--tag", "second", "--json").json
+    assert (tagged["version"], tagged["collections"]) == (4, {"notes": 3})
+    assert abi("wdbx", "at", store, "second", "--json").json["version"] == 4
+    wrong = abi("wdbx", "at", store, "third")
+    assert wrong.status == 2 and "first, second" in wrong.err
+
+
+def test_verify_names_damage(store: Path, abi: Abi) -> None:
+    assert abi("wdbx", "verify", store, "--json").json == {"ok": True, "findings": []}
+    log = max((store / "log").iterdir(), key=lambda each: each.stat().st_size)
+    data = bytearray(log.read_bytes())
+    data[300] ^= 1
+    log.write_bytes(data)
+    found = abi("wdbx", "verify", store)
+    assert found.status == 1 and log.name in found.out
+
+
+def test_compact_and_stats(store: Path, abi: Abi) -> None:
+    assert abi("wdbx", "compact", store).status == 0
+    said = abi("wdbx", "stats", store, "--json").json["collections"]["notes"]
+    assert (said["rows"], said["dim"], said["segments"]) == (2, 2, 1)
+    assert "lang=str, year=int" in abi("wdbx", "stats", store).out
+
+
+def test_which_collection(store: Path, abi: Abi) -> None:
+    abi("wdbx", "create", store, "other", "--dim", "2")
+    asked = abi("wdbx", "get", store, "a")
+    assert asked.status == 2 and "notes, other" in asked.err
+    assert abi("wdbx", "get", store, "a", "--collection", "notes").status == 0
+
+
+@pytest.mark.parametrize("action", [each for each in ACTIONS if each != "create"])
+def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
+    more = {"query": ["[1, 0]"], "get": ["a"], "delete": ["a"], "at": ["1"]}
+    asked = abi("wdbx", action, tmp_path / "nothing", *more.get(action, []))
+    assert asked.status == 2 and "is not a WDBX store" in asked.err
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_teaches_each_action(action: str, abi: Abi) -> None:
+    shown = abi("wdbx", action, "--help")
+    assert shown.status == 0 and f"abi wdbx {action} memory.wdbx" in shown.out and "--json" in shown.out
