@@ -4,6 +4,7 @@ from abi_jax.wdbx.collection import CollectionHandle as Collection
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.database import open_store as open
 from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, WdbxError
+from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.view import Hit, Row, View
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LockedError",
     "NoKeyError",
     "Row",
+    "Snapshot",
     "View",
     "WdbxError",
     "open",

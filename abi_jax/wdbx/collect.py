@@ -43,7 +43,7 @@ def collect(storage: LocalStorage, sealed: Sealed, pinned: set[int]) -> None:
     if pinned:
         return  # steps of a manifest that is read stay until it no longer is
     for name in storage.names("segments"):
-        if int(name) not in steps:
+        if int(name) not in steps and int(name) not in storage.reserved:
             storage.delete(step_name(int(name)))
     for name in storage.names("history"):
         if name not in history:

@@ -1,11 +1,12 @@
 """A collection of an open store: what is written to it, read and searched by name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids
 from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.versions import At
 from abi_jax.wdbx.view import Hit, Row, View
 
@@ -57,6 +58,27 @@ class CollectionHandle:
         payload = encode_ids(self.spec, checked)
         found: int = self._database.commit(Kind.DELETE, self._number, len(checked), payload)[1]
         return found
+
+    def import_(
+        self,
+        source: Any,
+        id: str | None = None,
+        vector: str | None = None,
+        fields: Sequence[str] | Mapping[str, str] | None = None,
+        duplicates: str = "error",
+        progress: bool = False,
+    ) -> int:
+        """Writes many rows, straight into segments: as `upsert` does, in one version, all of them or none.
+
+        source: a file (.npy, .npz, .parquet, .arrow, .jsonl, .jsonl.gz), a folder or a list of them; NumPy vectors, or
+        arrays by name; an Arrow table, batch or stream; mappings. It is read a part at a time. id, vector: their
+        columns, "id" and "vector" by default; without a column of ids, rows are known by their number. fields: which
+        columns are metadata, perhaps by the fields' names; by default all others. duplicates: "error", or "last": of
+        rows of one id the last is kept. progress: shows a bar on standard error. Returns how many rows were read.
+        Raises `InputError` with the file and the number of the first row that does not fit; then nothing is written.
+        """
+        taken = dict(fields) if isinstance(fields, Mapping) else None if fields is None else {f: f for f in fields}
+        return self._database.take_in(self._number, source, Columns(id, vector, taken), duplicates, progress)
 
     def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:
         """The rows of ids, in their order; None where there is none."""

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.log.record import GENESIS, Head, Kind, Record
 from abi_jax.wdbx.rows import decode_ids, decode_rows
@@ -18,6 +20,14 @@ class RowSet:
 
     segments: tuple[Segment, ...]
     tail: Tail
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What an import brings: segments, and rows of segments that die with it, int64 `[m]` by the segment's number."""
+
+    segments: tuple[Segment, ...]
+    deaths: dict[int, np.ndarray]
 
 
 @dataclass
@@ -57,6 +67,7 @@ class Contents:
         self.collections: dict[int, Collection] = {}
         self.tags: dict[str, int] = {}
         self.heads: list[Head] = []
+        self.arrivals: dict[int, Arrival] = {}  # of versions that are about to be written
         self.details: dict[int, dict[str, Any]] = {}  # of versions that changed no rows: what they said
 
     def named(self) -> dict[str, Collection]:
@@ -83,7 +94,9 @@ class Contents:
                 self.tags.pop(said["name"], None)
             else:
                 self.tags[said["name"]] = said["version"]
-        elif head.kind in (Kind.SEAL, Kind.PARENTS, Kind.SETTINGS, Kind.ERASE):
+        elif head.kind is Kind.SEAL:
+            result = self._take_in(head, self._said(record))
+        elif head.kind in (Kind.PARENTS, Kind.SETTINGS, Kind.ERASE):
             self._said(record)
         self.heads.append(head)
         self.version, self.time, self.link = head.version, head.time, head.link
@@ -102,6 +115,20 @@ class Contents:
         if found is None:
             raise DamagedError(f"version {head.version} changes collection {head.collection}, which was never created")
         return found
+
+    def _take_in(self, head: Head, said: dict[str, Any]) -> int:
+        """Rows of an import, which a manifest has; how many rows they replaced that only the log has."""
+        if said.get("why") != "import":
+            return 0
+        collection, arrival = self._collection(head), self.arrivals.pop(head.version, Arrival((), {}))
+        segments = (*collection.segments, *arrival.segments)
+        for segment in segments:
+            if segment.number in arrival.deaths:
+                segment.die(arrival.deaths[segment.number], head.version)
+        new = [each for each in segments if each.first == head.version]
+        replaced = collection.tail.replaced(head.version, [each.ids for each in new])
+        collection.rows = RowSet(segments, collection.tail)
+        return replaced
 
     def _upsert(self, record: Record) -> int:
         collection = self._collection(record.head)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical
+from abi_jax.wdbx.arrive import arrive
 from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect
 from abi_jax.wdbx.collection import CollectionHandle
@@ -23,8 +24,12 @@ from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
 from abi_jax.wdbx.seal import is_new, seal
+from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.spec import make_spec
 from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.transfer.importing import Steps, stream
+from abi_jax.wdbx.transfer.piece import Columns
+from abi_jax.wdbx.transfer.sources import open_source
 from abi_jax.wdbx.verify import Finding, verify
 from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
 from abi_jax.wdbx.view import View
@@ -219,6 +224,21 @@ class Database:
             if each.created <= version and not (each.dropped and version >= each.dropped) and version >= each.horizon
         }
 
+    def snapshot(self) -> Snapshot:
+        """Everything as it is now, for as long as it is wanted: see `at`."""
+        return self.at()
+
+    def at(self, version: At = None) -> Snapshot:
+        """Everything as it was at a version, a tag or a time. Readable until it is closed."""
+        found = self.resolve(version)
+        pin = self.storage.pin(found)
+        try:
+            return Snapshot(found, self.views(found), pin)
+        except BaseException:
+            if pin is not None:
+                pin.close()
+            raise
+
     def tag(self, name: str, version: At = None) -> None:
         """Gives a version (the last) a name."""
         if not isinstance(name, str) or not name:
@@ -246,11 +266,34 @@ class Database:
 
     def seal(self, everything: bool = False) -> None:
         """Turns what only the log holds into segments."""
-        commits = self._writing()
         with self._sealing:
-            store, contents = self._loaded.store, self._contents
-            self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
+            self._seal(everything)
             collect(self.storage, self._sealed, pinned=set(self.storage.pins()))
+
+    def _seal(self, everything: bool = False) -> None:
+        commits, store, contents = self._writing(), self._loaded.store, self._contents
+        self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
+
+    def take_in(self, number: int, source: Any, columns: Columns, duplicates: str, progress: bool) -> int:
+        """Imports rows into collection `number`; see `CollectionHandle.import_`."""
+        commits, spec = self._writing(), self._contents.collections[number].spec
+        steps = Steps(self.storage, spec, duplicates)
+        try:
+            rows = stream(steps, open_source(source, spec, columns), progress)
+        except BaseException:
+            steps.give_up()
+            raise
+        try:
+            if rows:
+                with self._sealing:
+                    self._seal()
+                    contents, before = self._contents, self._sealed
+                    self._sealed, _ = arrive(
+                        self.storage, contents, commits, before, number, steps.written, steps.replaced
+                    )
+        finally:
+            steps.done()
+        return rows
 
     def compact(self) -> None:
         """Makes one segment of each collection, and takes away what can no longer be read."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from abi_jax.lineage_digest import HASH, sha256
+from abi_jax.wdbx.ids import text_column
 from abi_jax.wdbx.rows import Ids
 from abi_jax.wdbx.spec import CollectionSpec
 
@@ -21,7 +22,7 @@ DOMAIN = b"abi-jax/wdbx row\0"
 
 
 def row_messages(
-    spec: CollectionSpec, ids: Ids, since: np.ndarray, vectors: np.ndarray, metadata: pa.Table
+    spec: CollectionSpec, ids: Ids | pa.Array, since: np.ndarray, vectors: np.ndarray, metadata: pa.Table
 ) -> pa.Array:
     """What is hashed of every row: large binary `[n]`.
 
@@ -37,7 +38,7 @@ def row_messages(
         _bytes(since.astype("<u8")),
         _bytes(vectors),
     ]
-    text_ids = pa.array(ids, pa.string()) if spec.ids == "str" else None
+    text_ids = text_column(ids) if spec.ids == "str" else None
     varying: list[pa.Array] = [] if text_ids is None else [text_ids.cast(pa.large_binary())]
     fixed.append(
         _bytes(np.asarray(ids, "<i8")) if text_ids is None else _bytes(np.asarray(pc.binary_length(text_ids), "<u4"))

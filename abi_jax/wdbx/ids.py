@@ -6,6 +6,8 @@ from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 WORD = 8  # bytes of a text that are compared as one number
 
@@ -18,7 +20,10 @@ class IdColumn(Protocol):
     def take(self, rows: np.ndarray) -> list[str] | np.ndarray:
         """The ids of rows."""
 
-    def find(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    def column(self, start: int, stop: int) -> pa.Array | np.ndarray:
+        """The ids of rows `start` to `stop`: texts as an Arrow array, or int64."""
+
+    def find(self, ids: Sequence[str] | pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id, int64 `[n]`; -1 where it is not there."""
 
     def run(self, id_: str | int) -> range:
@@ -38,7 +43,11 @@ class IntIds:
         """The ids of rows."""
         return np.asarray(self._values[rows])
 
-    def find(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    def column(self, start: int, stop: int) -> np.ndarray:
+        """The ids of rows `start` to `stop`."""
+        return np.asarray(self._values[start:stop])
+
+    def find(self, ids: Sequence[str] | pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id; -1 where it is not there."""
         wanted = np.asarray(ids, np.int64)
         rows = np.searchsorted(self._values, wanted, "right").astype(np.int64) - 1
@@ -60,16 +69,11 @@ class TextIds:
 
     def __init__(self, ends: np.ndarray, data: np.ndarray) -> None:
         self._ends = ends
-        self._data = np.ascontiguousarray(data).data
+        self._bytes = np.ascontiguousarray(data)
+        self._data = self._bytes.data
         self._prefix = _shared(self._at(0), self._at(len(ends) - 1)) if len(ends) else b""
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.zeros(0, np.int64)
-        first = starts + len(self._prefix)
-        words = np.zeros(len(ends), np.uint64)
-        for byte in range(WORD if len(ends) else 0):
-            at = first + byte
-            inside = at < ends
-            words = (words << np.uint64(8)) | np.where(inside, data[np.minimum(at, len(data) - 1)], 0).astype(np.uint64)
-        self._words = words
+        self._words = _words(self._bytes, starts + len(self._prefix), ends)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -85,20 +89,47 @@ class TextIds:
         """The ids of rows."""
         return [self._at(row).decode() for row in rows.tolist()]
 
-    def find(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    def column(self, start: int, stop: int) -> pa.Array:
+        """The ids of rows `start` to `stop`."""
+        first = int(self._ends[start - 1]) if start else 0
+        offsets = np.concatenate([[first], self._ends[start:stop]]).astype(np.int64) - first
+        data = pa.py_buffer(self._bytes[first : int(self._ends[stop - 1]) if stop > start else first])
+        return pa.Array.from_buffers(pa.large_string(), stop - start, [None, pa.py_buffer(offsets), data])
+
+    def find(self, ids: Sequence[str] | pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id; -1 where it is not there."""
-        wanted = [id_.encode() for id_ in ids]
+        texts = text_column(ids)
+        ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+        starts, ends = ends[:-1], ends[1:]
         skip = len(self._prefix)
-        words = [int.from_bytes(each[skip : skip + WORD].ljust(WORD, b"\0"), "big") for each in wanted]
-        low = np.searchsorted(self._words, np.array(words, np.uint64)).tolist()
-        high = np.searchsorted(self._words, np.array(words, np.uint64), "right").tolist()
-        rows = np.full(len(wanted), -1, np.int64)
-        for i, (each, first, last) in enumerate(zip(wanted, low, high, strict=True)):
-            if first < last and each.startswith(self._prefix):
-                row = last - 1 if last - first == 1 else bisect_right(self, each, first, last) - 1
-                if row >= first and self._at(row) == each:
-                    rows[i] = row
+        inside = ends - starts >= skip
+        for at, byte in enumerate(self._prefix):
+            inside[inside] = data[starts[inside] + at] == byte
+        words = _words(data, starts + skip, ends)
+        low = np.searchsorted(self._words, words)
+        high = np.searchsorted(self._words, words, "right")
+        rows = np.where(inside & (high == low + 1), low, -1)
+        found = np.flatnonzero(rows >= 0)
+        rows[found[~self._equal(rows[found], data, starts[found], ends[found])]] = -1
+        for i in np.flatnonzero(inside & (high > low + 1)).tolist():
+            each = data[starts[i] : ends[i]].tobytes()
+            row = bisect_right(self, each, int(low[i]), int(high[i])) - 1
+            if row >= low[i] and self._at(row) == each:
+                rows[i] = row
         return rows
+
+    def _equal(self, rows: np.ndarray, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Whether rows are texts of `data` with which they share prefix and word, bool `[n]`."""
+        own_ends = self._ends[rows].astype(np.int64)
+        own_starts = np.where(rows > 0, self._ends[rows - 1], 0).astype(np.int64)
+        same = own_ends - own_starts == ends - starts
+        at = len(self._prefix) + WORD
+        while len(left := np.flatnonzero(same & (ends - starts > at))):
+            own = _words(self._bytes, own_starts[left] + at, own_ends[left])
+            same[left] = own == _words(data, starts[left] + at, ends[left])
+            at += WORD
+        return same
 
     def run(self, id_: str | int) -> range:
         """All rows of an id."""
@@ -106,14 +137,44 @@ class TextIds:
         return range(bisect_left(self, wanted), bisect_right(self, wanted))
 
 
+def _words(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Eight bytes from `starts` on as one number, uint64 `[n]`; zeros stand behind `ends`."""
+    made = np.zeros(len(starts), np.uint64)
+    for byte in range(WORD if len(data) else 0):
+        at = starts + byte
+        value = np.where(at < ends, data[np.minimum(at, len(data) - 1)], 0)
+        made = (made << np.uint64(8)) | value.astype(np.uint64)
+    return made
+
+
 def _shared(a: bytes, b: bytes) -> bytes:
     """What both begin with."""
     return bytes(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def text_arrays(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def text_column(ids: Sequence[str] | pa.Array | np.ndarray) -> pa.Array:
+    """Texts as one Arrow array, large string `[n]`."""
+    if isinstance(ids, pa.Array):
+        return ids if ids.type == pa.large_string() else ids.cast(pa.large_string())
+    return pa.array(ids, pa.large_string())
+
+
+def order_of_ids(ids: Sequence[str] | pa.Array | np.ndarray, born: np.ndarray) -> np.ndarray:
+    """The order of rows by id (whole numbers, or UTF-8 bytes), and by birth where an id is there more than once."""
+    by_birth = np.arange(len(born)) if (born[1:] >= born[:-1]).all() else np.argsort(born, kind="stable")
+    if isinstance(ids, np.ndarray):
+        return by_birth[np.argsort(ids[by_birth], kind="stable")]
+    texts = text_column(ids)
+    in_order = texts if by_birth[0] == 0 and (by_birth[1:] > by_birth[:-1]).all() else texts.take(pa.array(by_birth))
+    if pc.all(pc.less_equal(in_order[:-1], in_order[1:])).as_py() is not False:
+        return by_birth
+    return by_birth[np.asarray(pc.array_sort_indices(in_order)).astype(np.int64)]
+
+
+def text_arrays(ids: Sequence[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """`ends` (uint32, or uint64 where they need it) and `bytes` of sorted texts, as a segment stores them."""
-    encoded = [each.encode() for each in ids]
-    ends = np.cumsum([len(each) for each in encoded], dtype=np.uint64)
-    kind = np.uint32 if not len(ends) or ends[-1] < 2**32 else np.uint64
-    return ends.astype(kind), np.frombuffer(b"".join(encoded), np.uint8)
+    texts = text_column(ids)
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    ends = offsets[1:] - offsets[0]
+    return ends.astype(np.uint32 if not len(ends) or ends[-1] < 2**32 else np.uint64), data

@@ -145,19 +145,21 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     for number, entry in manifest.collections.items():
         rows = RowSet((), Tail(entry.spec))
         made.collections[number] = Collection(number, entry.spec, entry.created, rows, entry.horizon, entry.dropped)
-    deaths: list[np.ndarray] = []
+    deaths = [np.zeros((0, 3), np.int64)]
     for number, step in sorted(manifest.segments.items()):
         collection = made.collections[step.collection]
         arrays = storage.load(step_name(number))
         if step.deaths:
-            deaths.append(np.asarray(arrays["deaths"]))
+            told = np.array(arrays["deaths"], np.int64)
+            told[told[:, 2] == 0, 2] = step.last
+            deaths.append(told)
         if step.rows:
             segment = Segment(number, collection.spec, step.first, arrays)
             collection.rows = RowSet((*collection.segments, segment), collection.tail)
-    by_number = {each.number: each for collection in made.collections.values() for each in collection.segments}
-    for number, row, version in np.concatenate(deaths).tolist() if deaths else []:
-        if number in by_number:
-            by_number[number].died[row] = version
+    dead = np.concatenate(deaths)
+    for segment in (segment for each in made.collections.values() for segment in each.segments):
+        own = dead[dead[:, 0] == segment.number]
+        segment.die(own[:, 1], own[:, 2])
     return made
 
 

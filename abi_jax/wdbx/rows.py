@@ -47,17 +47,17 @@ def make_rows(
     return Rows(checked, array, make_metadata(spec, metadata, len(checked)))
 
 
-def make_ids(spec: CollectionSpec, ids: Iterable[Any], unique: bool = True) -> Ids:
-    """Ids of the collection's type; `unique`: refuses the same twice."""
+def make_ids(spec: CollectionSpec, ids: Iterable[Any], unique: bool = True, first: int = 0) -> Ids:
+    """Ids of the collection's type; `unique`: refuses the same twice. first: the number of the first, for errors."""
     if isinstance(ids, str | bytes):
         raise InputError(f"ids {ids!r}: expected a list of them")
     given = ids.tolist() if isinstance(ids, np.ndarray | pa.Array | pa.ChunkedArray) else list(ids)
     wanted = str if spec.ids == "str" else int
     for at, each in enumerate(given):
         if not isinstance(each, wanted) or isinstance(each, bool):
-            raise InputError(f"id {each!r} (number {at}): collection {spec.name} has ids of type {spec.ids}")
+            raise InputError(f"id {each!r} (number {at + first}): collection {spec.name} has ids of type {spec.ids}")
         if each == "":
-            raise InputError(f"id number {at} is empty; expected a text of at least one character")
+            raise InputError(f"id number {at + first} is empty; expected a text of at least one character")
     if unique and len(set(given)) != len(given):
         seen: set[Any] = set()
         again = next(each for each in given if each in seen or seen.add(each))  # type: ignore[func-returns-value]
@@ -81,8 +81,11 @@ def unique_ids(ids: Ids) -> Ids:
     return list(dict.fromkeys(ids)) if isinstance(ids, list) else np.array(list(dict.fromkeys(ids.tolist())), np.int64)
 
 
-def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector") -> np.ndarray:
-    """Vectors `[n, dim]` of the collection's dtype, row-major. Raises `InputError` where they do not fit."""
+def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector", first: int = 0) -> np.ndarray:
+    """Vectors `[n, dim]` of the collection's dtype, row-major. Raises `InputError` where they do not fit.
+
+    first: the number of the first of them, for errors.
+    """
     try:
         given = np.asarray(vectors)
     except ValueError:
@@ -95,32 +98,45 @@ def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector") -> np
         )
     if given.dtype.kind not in "fiuV" or (given.dtype.kind == "V" and given.dtype.name != "bfloat16"):
         raise InputError(f"{what}s have dtype {given.dtype}; expected numbers")
+    if given.dtype == np.float32 == spec.numpy_dtype:
+        energy = np.einsum("nd,nd->n", given, given)
+        if ((energy > 0) & (energy <= LARGEST**2)).all():
+            return np.ascontiguousarray(given)
     with np.errstate(over="ignore"):
         wide = given.astype(np.float32, copy=False)
     if spec.dtype == "int8" and given.dtype != np.int8:
         wrong = (given != np.rint(wide)) | (wide < -128) | (wide > 127)
-        _refuse(wrong, given, f"{what} %d has %s at %d; collection {spec.name} holds whole numbers from -128 to 127")
+        _refuse(
+            wrong, given, f"{what} %d has %s at %d; collection {spec.name} holds whole numbers from -128 to 127", first
+        )
     else:
-        _refuse(~(np.abs(wide) <= LARGEST), given, f"{what} %d has %s at %d; expected finite numbers up to {LARGEST:g}")
+        _refuse(
+            ~(np.abs(wide) <= LARGEST),
+            given,
+            f"{what} %d has %s at %d; expected finite numbers up to {LARGEST:g}",
+            first,
+        )
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(given.astype(spec.numpy_dtype, copy=False))
     if spec.dtype != "int8":
-        _refuse(~np.isfinite(stored), given, f"{what} %d has %s at %d, which {spec.dtype} cannot hold")
+        _refuse(~np.isfinite(stored), given, f"{what} %d has %s at %d, which {spec.dtype} cannot hold", first)
     if spec.metric == "cosine":
         zero = ~stored.any(axis=1)
         if zero.any():
-            raise InputError(f"{what} {int(np.argmax(zero))} is zero, which has no direction; metric cosine needs one")
+            raise InputError(
+                f"{what} {int(np.argmax(zero)) + first} is zero, which has no direction; metric cosine needs one"
+            )
     return stored
 
 
-def _refuse(wrong: np.ndarray, given: np.ndarray, message: str) -> None:
+def _refuse(wrong: np.ndarray, given: np.ndarray, message: str, first: int) -> None:
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise InputError(message % (row, given[row, column], column))
+        raise InputError(message % (row + first, given[row, column], column))
 
 
-def make_metadata(spec: CollectionSpec, metadata: Any, count: int) -> pa.RecordBatch:
-    """Metadata as a record batch of the collection's schema."""
+def make_metadata(spec: CollectionSpec, metadata: Any, count: int, first: int = 0) -> pa.RecordBatch:
+    """Metadata as a record batch of the collection's schema. first: the number of the first row, for errors."""
     columns: Mapping[str, Any]
     if metadata is None:
         columns = {}
@@ -140,13 +156,13 @@ def make_metadata(spec: CollectionSpec, metadata: Any, count: int) -> pa.RecordB
             has = ", ".join(known) or "none"
             raise InputError(f"field {name!r} is not in collection {spec.name}; its fields: {has}")
     schema = spec.arrow_schema
-    arrays = [_column(field, columns.get(field.name), count) for field in schema]
+    arrays = [_column(field, columns.get(field.name), count, first) for field in schema]
     if not arrays:  # a record batch without columns has no rows either
         return pa.RecordBatch.from_arrays([], schema=schema)
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _column(field: pa.Field, values: Any, count: int) -> pa.Array:
+def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:
     if values is None:
         return pa.nulls(count, field.type)
     if isinstance(values, pa.ChunkedArray):
@@ -160,7 +176,9 @@ def _column(field: pa.Field, values: Any, count: int) -> pa.Array:
             made = pa.array(values, field.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         at, value = _misfit(values, field.type)
-        raise InputError(f"field {field.name!r} of row {at} is {value!r}; expected {field.type}: {error}") from None
+        raise InputError(
+            f"field {field.name!r} of row {at + first} is {value!r}; expected {field.type}: {error}"
+        ) from None
     if len(made) != count:
         raise InputError(f"field {field.name!r} has {len(made)} values for {count} rows; expected one each")
     return made

@@ -13,7 +13,7 @@ import numpy as np
 
 from abi_jax.lineage_digest import HASH, canonical
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
-from abi_jax.wdbx.digest import row_digests, row_messages, tree_root
+from abi_jax.wdbx.digest import bound_root, row_digests, row_messages, tree_levels, tree_root
 from abi_jax.wdbx.history import write_history
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
@@ -24,6 +24,8 @@ from abi_jax.wdbx.merge import Merged, Source, choose, kept, merge
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.tail import ALIVE, Tail
+
+HASHED_AT_ONCE = 1024  # rows whose messages are made together
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,7 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
 
 def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
     old = before.manifest
-    last = max([0, *(int(name) for name in storage.names("segments"))])
-    steps = [_write_step(storage, last + 1 + i, share, plan.at.version) for i, share in enumerate(plan.shares)]
+    steps = [_write_step(storage, storage.next_step(), share, plan.at.version) for share in plan.shares]
     history = dict(old.history) if old else {}
     if plan.heads:
         name, entry = write_history(storage, plan.heads)
@@ -209,8 +210,10 @@ def _swap(step: _Step) -> None:
     collection.horizon = share.horizon if share.count or gone else collection.horizon
     segments = [each for each in collection.segments if each.number not in gone]
     if step.segment is not None and step.merged is not None:
-        step.segment.died[:] = _died(step.sources, step.merged)
-        since = np.flatnonzero((step.segment.died > step.entry.last) & (step.segment.died != ALIVE))
+        died = _died(step.sources, step.merged)
+        dead = np.flatnonzero(died != ALIVE)
+        step.segment.die(dead, died[dead])
+        since = np.flatnonzero((died > step.entry.last) & (died != ALIVE))
         collection.deaths += [(step.number, int(row), int(step.segment.died[row])) for row in since]
         segments.append(step.segment)
     tail: Tail = collection.tail.rest(share.count) if share.count else collection.tail
@@ -221,7 +224,17 @@ def segment_content(segment: Segment | None) -> bytes:
     """The root over a segment's rows as they are stored."""
     if segment is None:
         return tree_root(np.zeros((0, HASH), np.uint8), 0)
-    ids = segment.ids.take(np.arange(len(segment)))
-    since = segment.born - segment.first
-    messages = row_messages(segment.spec, ids, since, np.asarray(segment.vectors), segment.metadata)
-    return tree_root(row_digests(messages), segment.first)
+    return bound_root(rows_root(segment), len(segment), segment.first)
+
+
+def rows_root(segment: Segment) -> bytes:
+    """The root of the tree over a segment's rows alone."""
+    found = []
+    for start in range(0, len(segment), HASHED_AT_ONCE):
+        stop = min(start + HASHED_AT_ONCE, len(segment))
+        since = segment.born[start:stop] - segment.first
+        metadata = segment.metadata.slice(start, stop - start)
+        vectors = np.asarray(segment.vectors[start:stop])
+        messages = row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata)
+        found.append(row_digests(messages))
+    return tree_levels(np.concatenate(found))[-1].tobytes()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from abi_jax.wdbx.errors import DamagedError
-from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, text_arrays
+from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
 from abi_jax.wdbx.search.codes import Codes, encode
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
@@ -18,7 +18,7 @@ WORTH_CODES = 4096  # rows: fewer are looked at one and all in no more time
 
 
 class Segment:
-    """Rows of a step. `died` is the only thing that changes, once a row."""
+    """Rows of a step. When they died is the only thing that changes, once a row."""
 
     def __init__(self, number: int, spec: CollectionSpec, first: int, arrays: Mapping[str, np.ndarray]) -> None:
         """first: the version that `born` counts from. arrays: as `segment_arrays` made them, perhaps mapped."""
@@ -28,7 +28,7 @@ class Segment:
         self._arrays = arrays
         self.vectors = arrays["vectors"].view(spec.numpy_dtype)
         self._born = arrays.get("born")
-        self.died = np.full(len(self.vectors), ALIVE, np.int64)
+        self._died: np.ndarray | None = None
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -43,11 +43,23 @@ class Segment:
             return IntIds(self._arrays["ids"])
         return TextIds(self._arrays["id_ends"], self._arrays["id_bytes"])
 
+    @property
+    def died(self) -> np.ndarray:
+        """The version at which each row died, int64 `[n]`, not to be written to; `ALIVE` where it has not."""
+        return np.broadcast_to(np.int64(ALIVE), len(self)) if self._died is None else self._died
+
+    def die(self, rows: np.ndarray, versions: np.ndarray | int) -> None:
+        """Lets rows die at versions, unless they died before these."""
+        if len(rows):
+            died = np.full(len(self), ALIVE, np.int64) if self._died is None else self._died
+            np.minimum.at(died, rows, versions)
+            self._died = died
+
     @cached_property
     def born(self) -> np.ndarray:
         """The version at which each row was born, int64 `[n]`."""
         if self._born is None:
-            return np.full(len(self), self.first, np.int64)
+            return np.broadcast_to(np.int64(self.first), len(self))
         return self._born.astype(np.int64) + self.first
 
     @cached_property
@@ -70,15 +82,17 @@ class Segment:
     def alive(self, version: int) -> np.ndarray:
         """Which rows are alive at `version`, bool `[n]`."""
         if self._born is None and version >= self.first:
-            return version < self.died
+            return np.ones(len(self), bool) if self._died is None else version < self._died
         return (self.born <= version) & (version < self.died)
 
     def kill(self, version: int, ids: Sequence[Any]) -> np.ndarray:
-        """Lets the rows of ids die at `version`; the rows that did."""
+        """Lets the rows of ids die at `version`; the rows that did. Rows born later, by an import, stay."""
+        if self.first > version:
+            return np.zeros(0, np.int64)
         rows = self.ids.find(ids)
         rows = rows[rows >= 0]
-        rows = rows[self.died[rows] == ALIVE]
-        self.died[rows] = version
+        rows = rows[self.died[rows] > version]
+        self.die(rows, version)
         return rows
 
     def find(self, ids: Sequence[Any], version: int) -> np.ndarray:
@@ -98,28 +112,31 @@ class Segment:
 
 
 def segment_arrays(
-    spec: CollectionSpec, ids: Sequence[Any] | np.ndarray, vectors: np.ndarray, born: np.ndarray, metadata: pa.Table
+    spec: CollectionSpec,
+    ids: Sequence[Any] | pa.Array | np.ndarray,
+    vectors: np.ndarray,
+    born: np.ndarray,
+    metadata: pa.Table,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
     """The arrays of a step, the order that its rows were brought into, and the version that `born` counts from.
 
     Rows are sorted by id, and by birth where an id is there more than once.
     """
-    if spec.ids == "int":
-        order = np.lexsort((born, np.asarray(ids, np.int64)))
-        arrays = {"ids": np.asarray(ids, np.int64)[order]}
+    column = np.asarray(ids, np.int64) if spec.ids == "int" else text_column(ids)
+    order = order_of_ids(column, born)
+    sorted_already = (order[1:] > order[:-1]).all()
+    if isinstance(column, np.ndarray):
+        arrays = {"ids": column[order]}
     else:
-        encoded = [each.encode() for each in ids]
-        by_birth = born.tolist()
-        order = np.array(sorted(range(len(encoded)), key=lambda i: (encoded[i], by_birth[i])), np.int64)
-        ends, data = text_arrays([ids[i] for i in order.tolist()])
+        ends, data = text_arrays(column if sorted_already else column.take(pa.array(order)))
         arrays = {"id_ends": ends, "id_bytes": data}
     first = int(born.min())
-    arrays["vectors"] = np.ascontiguousarray(vectors[order])
+    arrays["vectors"] = np.ascontiguousarray(vectors if sorted_already else vectors[order])
     if (born != first).any():
         arrays["born"] = (born[order] - first).astype(np.uint32)
     if spec.schema:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, spec.arrow_schema) as writer:
-            writer.write_table(metadata.take(pa.array(order)).combine_chunks())
+            writer.write_table((metadata if sorted_already else metadata.take(pa.array(order))).combine_chunks())
         arrays["metadata"] = np.frombuffer(sink.getvalue(), np.uint8)
     return arrays, order, first

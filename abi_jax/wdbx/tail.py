@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from abi_jax.wdbx.ids import IdColumn
 from abi_jax.wdbx.rows import Rows
 from abi_jax.wdbx.spec import CollectionSpec
 
@@ -52,6 +53,14 @@ class Tail:
         dead = [each for each in ids if each in self._rows]
         self.died[[self._rows.pop(each) for each in dead]] = version
         return dead
+
+    def replaced(self, version: int, others: Sequence[IdColumn]) -> int:
+        """Lets the rows die whose ids are in `others`; how many did."""
+        ids = list(self._rows)
+        there = np.zeros(len(ids), bool)
+        for each in others if ids else ():
+            there |= each.find(ids) >= 0
+        return len(self.kill(version, [each for each, found in zip(ids, there.tolist(), strict=True) if found]))
 
     def find(self, ids: Sequence[Any], count: int, version: int) -> np.ndarray:
         """Of each id the row alive at `version` among the first `count`, int64 `[n]`; -1 where there is none."""

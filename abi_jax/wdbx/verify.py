@@ -95,7 +95,7 @@ class _Walk:
             wanted = (scans[-1].head.manifest, scans[-1].head.manifest_hash.hex())
         for record in (record for each in scans for record in each.records if record.head.kind is Kind.SEAL):
             said = json.loads(record.payload)
-            if wanted is None or said["version"] > wanted[0]:
+            if wanted is None or said["version"] >= wanted[0]:
                 wanted = (said["version"], said["hash"])
         while wanted is not None:
             version, digest = wanted

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,10 @@ class LocalStorage:
     def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
         self.root = root
         self.operations = operations or FileOperations()
+        self.reserved: set[int] = set()  # steps of imports that go on
+        self._numbering = threading.Lock()
+        self._last_step = 0
+        self._saving: set[str] = set()  # steps that are being written: what their names begin with meanwhile
 
     def __str__(self) -> str:
         return str(self.root)
@@ -61,7 +66,7 @@ class LocalStorage:
             f"{folder}/{name}".lstrip("/")
             for folder in ("", *FOLDERS)
             for name in self.all_names(folder)
-            if name.startswith(PARTIAL)
+            if name.startswith(PARTIAL) and not name.startswith(tuple(self._saving))
         ]
 
     def all_names(self, folder: str) -> list[str]:
@@ -112,6 +117,7 @@ class LocalStorage:
     def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes a step of arrays: whole and durable, or not at all."""
         path, partial = self._paths(name)
+        self._saving.add(partial.name)
         try:
             self.operations.save_arrays(partial, arrays)
             for file in sorted(partial.rglob("*")):
@@ -122,7 +128,17 @@ class LocalStorage:
             with contextlib.suppress(OSError):
                 self.operations.remove_tree(partial)
             raise
+        finally:
+            self._saving.discard(partial.name)
         self.operations.sync_folder(path.parent)
+
+    def next_step(self, reserve: bool = False) -> int:
+        """A number that no step has or had since the store was opened. reserve: until it is no longer in `reserved`."""
+        with self._numbering:
+            self._last_step = max([self._last_step, *(int(name) for name in self.names("segments"))]) + 1
+            if reserve:
+                self.reserved.add(self._last_step)
+            return self._last_step
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a step, mapped."""

@@ -1,0 +1,135 @@
+"""Imports take effect: steps that were written as rows streamed in become part of the store, all with one record.
+
+docs/wdbx-format.md, "Operations", import.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from abi_jax.lineage_digest import canonical
+from abi_jax.wdbx.contents import Arrival, Contents
+from abi_jax.wdbx.digest import bound_root
+from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.load import step_name
+from abi_jax.wdbx.log.commit import Commits, Draft
+from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.manifest import Sealed, SegmentEntry, manifest_hash, manifest_name
+from abi_jax.wdbx.seal import rows_root, segment_content
+from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.tail import ALIVE
+
+ROWS_AT_ONCE = 1 << 17  # ids that are looked up together
+
+
+@dataclass(frozen=True)
+class Written:
+    """A step that no manifest names yet. segment: its rows, as if born at 0. root: the tree over them, not bound."""
+
+    segment: Segment
+    arrays: Mapping[str, np.ndarray]
+    root: bytes
+    files: Mapping[str, str]
+
+
+def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays: Mapping[str, np.ndarray]) -> Written:
+    """Writes a step of rows, whose version is not known yet."""
+    files = _save(storage, number, arrays)
+    stored = storage.load(step_name(number))
+    segment = Segment(number, spec, 0, stored)
+    return Written(segment, stored, rows_root(segment), files)
+
+
+def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    name = step_name(number)
+    storage.save(name, arrays)
+    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
+
+
+def shared_rows(of: Segment, with_: Segment) -> np.ndarray:
+    """The rows of one segment, the last ones of their ids, whose ids another has, too, int64 `[m]`."""
+    found = []
+    for start in range(0, len(with_), ROWS_AT_ONCE):
+        rows = of.ids.find(with_.ids.column(start, min(start + ROWS_AT_ONCE, len(with_))))
+        found.append(rows[rows >= 0])
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def arrive(
+    storage: LocalStorage,
+    contents: Contents,
+    commits: Commits,
+    before: Sealed,
+    number: int,
+    steps: Sequence[Written],
+    replaced: Mapping[int, np.ndarray],
+) -> tuple[Sealed, int]:
+    """Makes the rows of steps those of a new version of collection `number`; what is in force then, and the version.
+
+    replaced: rows of steps that later ones have again, by the number of the step. Nobody may seal meanwhile. Raises
+    what the storage raises; then nothing has changed.
+    """
+    collection = contents.collections[number]
+    deaths = dict(replaced)
+    for segment in collection.segments:
+        rows = np.concatenate([shared_rows(segment, step.segment) for step in steps])
+        deaths[segment.number] = rows[segment.died[rows] == ALIVE]
+    told = [np.stack([np.full(len(rows), n), rows, np.zeros(len(rows), int)], 1) for n, rows in deaths.items()]
+    pairs = np.concatenate([np.zeros((0, 3), int), *told]).astype(np.uint64)
+    husk: tuple[int, dict[str, str]] | None = None
+    if len(pairs):
+        husk = storage.next_step(reserve=True), {}
+        husk = husk[0], _save(storage, husk[0], {"deaths": pairs})
+    try:
+        with commits.paused():
+            return _commit(storage, contents, commits, before, number, steps, deaths, husk)
+    finally:
+        if husk is not None:
+            storage.reserved.discard(husk[0])
+
+
+def _commit(
+    storage: LocalStorage,
+    contents: Contents,
+    commits: Commits,
+    before: Sealed,
+    number: int,
+    steps: Sequence[Written],
+    deaths: dict[int, np.ndarray],
+    husk: tuple[int, dict[str, str]] | None,
+) -> tuple[Sealed, int]:
+    collection = contents.collections[number]
+    if collection.dropped:
+        raise WdbxError(f"collection {collection.spec.name!r} was dropped while rows were imported into it")
+    assert before.manifest is not None
+    version = commits.position.version + 1
+    entries = {}
+    for step in steps:
+        content = bound_root(step.root, len(step.segment), version).hex()
+        entries[step.segment.number] = SegmentEntry(
+            number, len(step.segment), version, version, content, step.files, deaths=0
+        )
+    if husk is not None:
+        dead = sum(map(len, deaths.values()))
+        entries[husk[0]] = SegmentEntry(number, 0, version, version, segment_content(None).hex(), husk[1], dead)
+    manifest = replace(
+        before.manifest,
+        previous=(before.manifest.version, before.digest.hex()),
+        segments={**before.manifest.segments, **entries},
+    )
+    data = manifest.encode()
+    made = Sealed(manifest, manifest_hash(data))
+    storage.put(manifest_name(manifest.version, made.digest), data)
+    segments = tuple(Segment(step.segment.number, collection.spec, version, step.arrays) for step in steps)
+    contents.arrivals[version] = Arrival(segments, deaths)
+    said = {"version": manifest.version, "hash": made.digest.hex(), "why": "import"}
+    rows = sum(map(len, segments))
+    try:
+        commits.commit(Draft(Kind.SEAL, number, rows, canonical(said)))
+    finally:
+        contents.arrivals.pop(version, None)
+    return made, version

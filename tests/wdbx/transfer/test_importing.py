@@ -1,0 +1,125 @@
+"""Imports: all rows or none, in one version, whatever is written beside them."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abi_jax import wdbx
+from abi_jax.errors import InputError
+from abi_jax.wdbx.transfer import importing
+
+ROWS, DIM = 700, 4
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "STEP_BYTES", 200 * DIM * 4)
+    monkeypatch.setattr("abi_jax.wdbx.transfer.piece.PIECE_BYTES", 60 * DIM * 4)
+
+
+def vectors(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(ROWS, DIM)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ids", ["str", "int"])
+def test_rows_replace_those_that_are_there(tmp_path: Path, small_steps: None, ids: str) -> None:
+    x = vectors()
+    order = np.random.default_rng(1).permutation(ROWS)
+    name = (lambda i: f"document {i}") if ids == "str" else (lambda i: i)
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM, "l2", schema={"year": int}, ids=ids)
+        c.upsert([name(0), name(-1)], [[1] * DIM] * 2, {"year": [7, 7]})
+        db.seal()
+        c.upsert([name(1), name(-2)], [[2] * DIM] * 2)
+        before = db.version
+        assert c.import_({"id": [name(i) for i in order.tolist()], "vector": x[order], "year": order}) == ROWS
+        assert db.version == before + 2  # a sealing, and the import
+    for _ in range(2):
+        with wdbx.open(tmp_path / "store") as db:
+            c = db.collection("c")
+            assert len(c) == ROWS + 2
+            assert len(c.view(before)) == len(c.view(before + 1)) == 4
+            for i, row in enumerate(c.get([name(i) for i in range(ROWS)])):
+                assert row is not None
+                assert row.vector.tolist() == x[i].tolist()
+                assert (row.metadata, row.born) == ({"year": i}, before + 2)
+            assert db.verify() == []
+            db.compact()
+            assert c.view(before).get(name(0))[0].vector.tolist() == [1] * DIM  # type: ignore[union-attr]
+            assert db.verify() == []
+
+
+def test_what_is_written_meanwhile(tmp_path: Path, small_steps: None) -> None:
+    """Whichever comes later has the row; rows that are written while an import streams are replaced by it."""
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM, "l2")
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                c.upsert(["3", "500", "other"], [[9] * DIM] * 3)
+                db.seal()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        c.import_(vectors())
+        stop.set()
+        writer.join()
+        c.import_(vectors(1))
+        c.upsert(["4"], [[8] * DIM])
+        x = vectors(1)
+        x[4] = 8
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.collection("c")
+        assert len(c) == ROWS + 1
+        assert np.array_equal([row.vector for row in c.get([str(i) for i in range(ROWS)]) if row], x)
+        assert db.verify() == []
+
+
+def test_a_bad_row_leaves_nothing(tmp_path: Path, small_steps: None) -> None:
+    x = vectors()
+    x[678, 2] = np.nan
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM)
+        with pytest.raises(InputError, match="the array: vector 678 has nan at 2"):
+            c.import_(x)
+        assert db.version == 1
+        assert not list((tmp_path / "store" / "segments").iterdir())
+        assert db.verify() == []
+
+
+def test_an_id_that_comes_twice(tmp_path: Path, small_steps: None) -> None:
+    ids = [f"n{i}" for i in range(ROWS)]
+    ids[690] = ids[3]
+    ids[691] = ids[688]
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM)
+        with pytest.raises(InputError, match="id 'n3' comes twice"):
+            c.import_({"id": ids[:691], "vector": vectors()[:691]})
+        with pytest.raises(InputError, match="id 'n688' comes twice"):
+            c.import_({"id": ids[600:], "vector": vectors()[600:]})
+        assert len(c) == 0
+        c.import_({"id": ids, "vector": vectors()}, duplicates="last")
+        assert len(c) == ROWS - 2
+        found = c.get(["n3", "n688"])
+        assert [row.vector.tolist() for row in found if row] == vectors()[[690, 691]].tolist()
+        assert db.verify() == []
+
+
+def test_snapshots_stay(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "store", retention=0) as db:
+        c = db.create_collection("c", DIM, "l2")
+        c.upsert(["a"], [[1] * DIM])
+        with db.snapshot() as snapshot:
+            c.upsert(["a", "b"], [[2] * DIM] * 2)
+            db.drop_collection("c")
+            db.compact()
+            assert snapshot.collections() == ["c"]
+            assert len(snapshot["c"]) == 1
+            assert snapshot["c"].query([1] * DIM)[0].score == 0  # type: ignore[union-attr]
+            with db.at(snapshot.version) as again:
+                assert again["c"].get("a")[0].vector.tolist() == [1] * DIM  # type: ignore[union-attr]
+        with pytest.raises(InputError, match="no collection 'c' at version"):
+            db.snapshot().collection("c")
