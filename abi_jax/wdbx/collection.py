@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from abi_jax.errors import InputError
+from abi_jax.wdbx.ask import Words, ask
+from abi_jax.wdbx.encoder import Encoder, encode
 from abi_jax.wdbx.log.record import Kind
-from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids
+from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
 from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.text.bm25 import Bm25
+from abi_jax.wdbx.text.fusion import Fusion
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.versions import At
-from abi_jax.wdbx.view import Hit, Row, View
+from abi_jax.wdbx.view import Row, View
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.database import Database
@@ -17,10 +22,12 @@ if TYPE_CHECKING:
 class CollectionHandle:
     """A collection of an open store, at its last version."""
 
-    def __init__(self, database: "Database", number: int, spec: CollectionSpec) -> None:
+    def __init__(self, database: "Database", number: int, spec: CollectionSpec, encoder: Encoder | None = None) -> None:
+        """encoder: makes vectors of texts; without it, vectors must be given."""
         self._database = database
         self._number = number
         self.spec = spec
+        self.encoder = encoder
 
     @property
     def name(self) -> str:
@@ -38,12 +45,26 @@ class CollectionHandle:
         """The collection at a version, a tag or a time (now)."""
         return self._database.view(self._number, at)
 
-    def upsert(self, ids: Iterable[Any], vectors: Any, metadata: Any = None) -> int:
+    def upsert(
+        self,
+        ids: Iterable[Any],
+        vectors: Any = None,
+        metadata: Any = None,
+        documents: Sequence[str | None] | None = None,
+    ) -> int:
         """Writes rows: new ones, and whole new rows for ids that are there. Returns the version, when it is durable.
 
-        metadata: a mapping for each row, or columns by name, or an Arrow table. Raises `InputError` where anything does
-        not fit, and then writes nothing.
+        metadata: a mapping for each row, or columns by name, or an Arrow table. documents: the texts of the rows, of
+        which the encoder makes the vectors where none are given. Raises `InputError` where anything does not fit, and
+        then writes nothing.
         """
+        if documents is not None:
+            listed = make_ids(self.spec, ids)
+            ids, metadata = listed, with_documents(self.spec, documents, metadata, len(listed))
+        if vectors is None:
+            if documents is None:
+                raise InputError("ids and no vectors; expected vectors, or documents to make them of")
+            vectors = encode(self.encoder, self.spec, documents)
         rows = make_rows(self.spec, ids, vectors, metadata)
         if not len(rows):
             return self._database.version
@@ -85,7 +106,23 @@ class CollectionHandle:
         return self.view(at).get(ids)
 
     def query(
-        self, vectors: Any, top_k: int = 10, where: Mapping[str, Any] | None = None, at: At = None
-    ) -> list[Hit] | list[list[Hit]]:
-        """The `top_k` rows that score best; see `View.query`."""
-        return self.view(at).query(vectors, top_k, where)
+        self,
+        vectors: Any = None,
+        top_k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        at: At = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        mode: str = "vector",
+        fields: Sequence[str] | None = None,
+        bm25: Bm25 | None = None,
+        fusion: Fusion | None = None,
+    ) -> Any:
+        """The `top_k` rows that answer best, a list of `Hit`; of several questions a list of such lists.
+
+        vectors: `[dim]` or `[B, dim]`; or a text, or a list of texts, of which the encoder makes them. text: the same
+        as texts, or the words beside vectors. mode: "vector", nearness; "keyword", BM25 of the words in `fields`
+        (`document`); "hybrid", both, fused by reciprocal ranks.
+        """
+        words = Words(fields, bm25 or Bm25(), fusion or Fusion())
+        return ask(self.view(at), self.encoder, vectors, text, top_k, where, mode, words)

@@ -16,6 +16,7 @@ from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.contents import Collection, Contents
+from abi_jax.wdbx.encoder import Encoder
 from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.history import read_history
 from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
@@ -25,7 +26,7 @@ from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
 from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.snapshot import Snapshot
-from abi_jax.wdbx.spec import make_spec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, make_spec
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
@@ -44,9 +45,17 @@ class Database:
     """A store that is open, for writing (`mode="a"`, one at a time) or for reading (`mode="r"`, any number)."""
 
     def __init__(
-        self, storage: LocalStorage, mode: str = "a", retention: float = RETENTION, background: bool = True
+        self,
+        storage: LocalStorage,
+        mode: str = "a",
+        retention: float = RETENTION,
+        background: bool = True,
+        encoder: Encoder | None = None,
     ) -> None:
-        """retention: seconds for which every version can be read. background: seals without being asked."""
+        """retention: seconds for which every version can be read. background: seals without being asked.
+
+        encoder: makes vectors of texts, for collections that are not given one of their own.
+        """
         if mode not in MODES:
             raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
         self.storage = storage
@@ -55,6 +64,8 @@ class Database:
         self._commits: Commits | None = None
         self._background: Background | None = None
         self._retention = retention
+        self._encoder = encoder
+        self._encoders: dict[int, Encoder] = {}
         self._changing = threading.RLock()
         self._sealing = threading.Lock()
         try:
@@ -161,34 +172,45 @@ class Database:
     def create_collection(
         self,
         name: str,
-        dim: int,
+        dim: int | None = None,
         metric: str = "cosine",
         dtype: Any = "float32",
         schema: Mapping[str, Any] | None = None,
         ids: str = "str",
+        encoder: Encoder | None = None,
     ) -> CollectionHandle:
         """Makes a collection.
 
         metric: "cosine", "l2" or "ip". dtype: "float32", "float16", "bfloat16" or "int8". schema: types of metadata by
         field: str, int, float, bool, "time", "bytes", "list[str]", "list[int]". ids: "str" or "int".
+        encoder: makes vectors of texts, here and now; its `name` is remembered, and there is a field `document` for
+        texts. `dim` is its `dimension`, where that is known and no other is said.
         """
-        spec = make_spec(name, dim, metric, dtype, ids, schema)
+        if encoder is not None:
+            dim = getattr(encoder, "dimension", None) if dim is None else dim
+            schema = {**(schema or {}), DOCUMENT: "str"}
+        spec = make_spec(name, dim, metric, dtype, ids, schema, getattr(encoder, "name", ""))
         with self._changing:
             if name in self._contents.named():
                 raise InputError(f"collection {name!r} is there already; expected another name")
             number = max(self._contents.collections, default=0) + 1
             self.commit(Kind.CREATE, number, 0, canonical(spec.to_json()))
-        return CollectionHandle(self, number, spec)
+        return self._handle(number, spec, encoder)
 
     def drop_collection(self, name: str) -> None:
         """Takes a collection away; versions in which it was there can be read as long as they are kept."""
         with self._changing:
             self.commit(Kind.DROP, self._named(name).number, 0, b"")
 
-    def collection(self, name: str) -> CollectionHandle:
-        """The collection of that name."""
+    def collection(self, name: str, encoder: Encoder | None = None) -> CollectionHandle:
+        """The collection of that name. encoder: makes vectors of texts for it from now on."""
         found = self._named(name)
-        return CollectionHandle(self, found.number, found.spec)
+        return self._handle(found.number, found.spec, encoder)
+
+    def _handle(self, number: int, spec: CollectionSpec, encoder: Encoder | None) -> CollectionHandle:
+        if encoder is not None:
+            self._encoders[number] = encoder
+        return CollectionHandle(self, number, spec, self._encoders.get(number, self._encoder))
 
     def collections(self) -> list[str]:
         """Names of all collections."""
@@ -344,9 +366,12 @@ def refuse_other_folder(storage: LocalStorage) -> None:
             raise InputError(f"{storage} is not empty and not a WDBX store: it has {strange[0]}; expected another path")
 
 
-def open_store(path: str | Path, mode: str = "a", retention: float = RETENTION) -> Database:
+def open_store(
+    path: str | Path, mode: str = "a", retention: float = RETENTION, encoder: Encoder | None = None
+) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
     retention: seconds for which every version can be read; later ones that are tagged or being read stay longer.
+    encoder: makes vectors of texts (`encoder.py`), for collections that are not given one of their own.
     """
-    return Database(LocalStorage(Path(path)), mode, retention)
+    return Database(LocalStorage(Path(path)), mode, retention, encoder=encoder)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 
 LARGEST = 1e15  # of a vector's numbers: their squares are added in float32
 Ids = np.ndarray | list[str]  # int64 [n], or texts
@@ -160,6 +160,19 @@ def make_metadata(spec: CollectionSpec, metadata: Any, count: int, first: int = 
     if not arrays:  # a record batch without columns has no rows either
         return pa.RecordBatch.from_arrays([], schema=schema)
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def with_documents(spec: CollectionSpec, documents: Sequence[str | None], metadata: Any, count: int) -> pa.Table:
+    """Metadata, as `make_metadata` takes it, with the texts of rows."""
+    if DOCUMENT not in dict(spec.schema):
+        raise InputError(f"collection {spec.name} has no texts; expected one that was made with a field {DOCUMENT!r}")
+    if isinstance(documents, str):
+        raise InputError(f"documents {documents!r:.60}: expected a list of texts")
+    made = make_metadata(spec, metadata, count)
+    if made.column(DOCUMENT).null_count != len(made):
+        raise InputError(f"metadata has a field {DOCUMENT!r}, and documents are given, too; expected one of them")
+    texts = _column(made.schema.field(DOCUMENT), list(documents), count, 0)
+    return made.set_column(made.schema.get_field_index(DOCUMENT), DOCUMENT, texts)
 
 
 def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:

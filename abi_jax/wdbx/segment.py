@@ -13,6 +13,7 @@ from abi_jax.wdbx.search.codes import Codes, encode
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.tail import ALIVE
+from abi_jax.wdbx.text.postings import Postings, make_postings
 
 WORTH_CODES = 4096  # rows: fewer are looked at one and all in no more time
 
@@ -29,6 +30,7 @@ class Segment:
         self.vectors = arrays["vectors"].view(spec.numpy_dtype)
         self._born = arrays.get("born")
         self._died: np.ndarray | None = None
+        self._postings: dict[str, Postings] = {}
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -78,6 +80,18 @@ class Segment:
         if "metadata" not in self._arrays:
             return self.spec.arrow_schema.empty_table()
         return pa.ipc.open_file(pa.py_buffer(self._arrays["metadata"])).read_all()
+
+    def postings(self, field: str) -> Postings:
+        """Words of a field of texts; made when they are first asked for."""
+        found = self._postings.get(field)
+        if found is None:
+            found = self._postings.setdefault(field, make_postings(self.metadata[field]))
+        return found
+
+    @property
+    def worded(self) -> tuple[str, ...]:
+        """Fields whose words were asked for."""
+        return tuple(self._postings)
 
     def alive(self, version: int) -> np.ndarray:
         """Which rows are alive at `version`, bool `[n]`."""

@@ -24,7 +24,8 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
 ID_TYPES = ("str", "int")
 MAX_DIM = 65_536
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-RESERVED = ("id", "vector", "score", "document")
+DOCUMENT = "document"  # the field that holds the text of a row
+RESERVED = ("id", "vector", "score")
 TYPES: Mapping[str, pa.DataType] = MappingProxyType(
     {
         "str": pa.string(),
@@ -44,7 +45,7 @@ class CollectionSpec:
     """A collection as it was created.
 
     dtype: of what is stored. ids: "str" or "int". schema: metadata fields and their types, names of `TYPES`, in the
-    order of their columns.
+    order of their columns. encoder: what its users make vectors of texts with, a name or a path; empty: nothing known.
     """
 
     name: str
@@ -53,6 +54,7 @@ class CollectionSpec:
     dtype: str = "float32"
     ids: str = "str"
     schema: tuple[tuple[str, str], ...] = ()
+    encoder: str = ""
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -75,7 +77,7 @@ def read_spec(said: Mapping[str, Any]) -> CollectionSpec:
 
 
 def make_spec(
-    name: str, dim: int, metric: str, dtype: Any, ids: str, schema: Mapping[str, Any] | None
+    name: str, dim: Any, metric: str, dtype: Any, ids: str, schema: Mapping[str, Any] | None, encoder: str = ""
 ) -> CollectionSpec:
     """A collection as a user describes it. Raises `InputError` with the value that does not fit."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -87,7 +89,9 @@ def make_spec(
     if ids not in ID_TYPES:
         raise InputError(f"ids {ids!r}: expected one of {', '.join(ID_TYPES)}")
     fields = tuple((_field_name(field), _field_type(field, kind)) for field, kind in (schema or {}).items())
-    return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields)
+    if not isinstance(encoder, str):
+        raise InputError(f"the encoder's name {encoder!r}: expected a text")
+    return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields, encoder)
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -111,5 +115,7 @@ def _field_name(name: Any) -> str:
 def _field_type(field: str, kind: Any) -> str:
     for name, arrow in TYPES.items():
         if kind in (name, arrow) or getattr(kind, "__name__", None) == name or str(kind) == name:
+            if field == DOCUMENT and name != "str":
+                raise InputError(f"field {field!r} has type {name}; it holds a row's text: expected str")
             return name
     raise InputError(f"field {field!r} has type {kind!r}; expected one of {', '.join(TYPES)}")

@@ -9,6 +9,7 @@ import pyarrow as pa
 from abi_jax.wdbx.ids import IdColumn
 from abi_jax.wdbx.rows import Rows
 from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.text.postings import GrowingPostings, Postings
 
 ALIVE = np.iinfo(np.int64).max  # the version at which a row dies that has not
 SMALLEST = 1024  # rows; room grows by doubling
@@ -30,6 +31,7 @@ class Tail:
         self.ids: list[Any] = []
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
+        self._postings: dict[str, GrowingPostings] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -88,6 +90,10 @@ class Tail:
     def metadata(self, count: int) -> pa.Table:
         """Metadata of the first `count` rows."""
         return pa.Table.from_batches(self._metadata, schema=self.spec.arrow_schema).slice(0, count)
+
+    def postings(self, field: str, count: int) -> Sequence[tuple[int, Postings]]:
+        """Words of a field of texts, in pieces: first row and postings. They may go beyond `count`."""
+        return self._postings.setdefault(field, GrowingPostings()).up_to(self.metadata(count)[field])
 
     def rest(self, count: int) -> "Tail":
         """A tail of the rows behind the first `count`."""

@@ -14,27 +14,35 @@ from abi_jax.wdbx.search.engine import CodedPart, search
 from abi_jax.wdbx.search.exact import best_first
 from abi_jax.wdbx.search.flat import Found, Part, row_norms
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.tail import Tail
+from abi_jax.wdbx.text.bm25 import Bm25
+from abi_jax.wdbx.text.search import keyword_search
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it is told: id, vector `[dim]`, metadata without what is null, and the version it was born at."""
+    """A row as it is told: id, vector `[dim]`, metadata without what is null, the version it was born at, its text."""
 
     id: str | int
     vector: np.ndarray
     metadata: dict[str, Any]
     born: int
+    document: str | None = None
 
 
 @dataclass(frozen=True)
 class Hit:
-    """What a query found. score: cosine or inner product, best when high, or squared distance, best when low."""
+    """What a query found.
+
+    score: cosine or inner product, best when high, or squared distance, best when low; by words BM25, by both the sum
+    of reciprocal ranks, best when high. document: the row's text, where the collection has texts.
+    """
 
     id: str | int
     score: float
     metadata: dict[str, Any]
+    document: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,10 @@ class View:
     count: int
 
     def __len__(self) -> int:
-        return sum(int(np.count_nonzero(alive)) for alive in self._alive())
+        return sum(int(np.count_nonzero(alive)) for alive in self.alive())
 
-    def _alive(self) -> list[np.ndarray]:
+    def alive(self) -> list[np.ndarray]:
+        """Of every segment, and of the tail, which rows there are, bool."""
         return [each.alive(self.version) for each in self.segments] + [self.tail.alive(self.count, self.version)]
 
     def get(self, ids: Iterable[str | int] | str | int) -> list[Row | None]:
@@ -72,12 +81,10 @@ class View:
 
     def _row(self, part: int, row: int) -> Row:
         holder: Any = self._holder(part)
-        return Row(
-            self._ids(part, np.array([row]))[0],
-            np.array(holder.vectors[row]),
-            self._metadata(part, np.array([row]))[0],
-            int(holder.born[row]),
-        )
+        about = self._metadata(part, np.array([row]))[0]
+        document = about.pop(DOCUMENT, None)
+        id_ = self._ids(part, np.array([row]))[0]
+        return Row(id_, np.array(holder.vectors[row]), about, int(holder.born[row]), document)
 
     def _holder(self, part: int) -> Segment | Tail:
         return self.segments[part] if part < len(self.segments) else self.tail
@@ -110,17 +117,33 @@ class View:
 
         queries: `[B, dim]`. where: see `filters`.
         """
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k {top_k!r}: expected a whole number from 1")
+        check_top_k(top_k)
         checked = make_vectors(self._query_spec(), queries, "query")
-        allowed = self._alive()
-        if where is not None:
-            passed = make_filter(self.spec, where)
-            allowed = [
-                alive & passed(self._table(part)) if alive.any() else alive for part, alive in enumerate(allowed)
-            ]
-        found = search(self._parts(allowed), self.spec.metric, checked, top_k)
-        return [self._hits(each, top_k) for each in found]
+        found = search(self._parts(self.allowed(where)), self.spec.metric, checked, top_k)
+        return [self.hits(each, top_k, self.spec.metric) for each in found]
+
+    def keyword(
+        self,
+        text: str,
+        top_k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        fields: Sequence[str] | None = None,
+        bm25: Bm25 | None = None,
+    ) -> list[Hit]:
+        """The `top_k` rows that score best for the words of a text (`text.bm25`); of equal scores, the lower id first.
+
+        fields: of type str; `document` where none is named. The scores of several are added.
+        """
+        check_top_k(top_k)
+        return keyword_search(self, text, top_k, where, fields, bm25 or Bm25())
+
+    def allowed(self, where: Mapping[str, Any] | None) -> list[np.ndarray]:
+        """Of every segment, and of the tail, the rows that are there and pass a filter, bool."""
+        alive = self.alive()
+        if where is None:
+            return alive
+        passed = make_filter(self.spec, where)
+        return [each & passed(self._table(part)) if each.any() else each for part, each in enumerate(alive)]
 
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
@@ -133,22 +156,30 @@ class View:
         tail = self.tail.vectors[: self.count]
         return [*parts, CodedPart(Part(tail, row_norms(tail), allowed[-1]), None)]
 
-    def _hits(self, found: Found, top_k: int) -> list[Hit]:
+    def hits(self, found: Found, top_k: int, metric: str) -> list[Hit]:
+        """What was found, with ids and metadata: the `top_k` best; of equal scores, the lower id first."""
         ids: list[Any] = [None] * len(found.rows)
         about: list[dict[str, Any]] = [{}] * len(found.rows)
         for part in np.unique(found.parts).tolist():
             at = np.flatnonzero(found.parts == part)
             for i, each in zip(at.tolist(), self._ids(part, found.rows[at]), strict=True):
                 ids[i] = each
-        keys = best_first(self.spec.metric, found.scores).tolist()
-        order = sorted(range(len(ids)), key=lambda i: (keys[i], _id_key(ids[i])))[:top_k]
+        keys = best_first(metric, found.scores).tolist()
+        order = sorted(range(len(ids)), key=lambda i: (keys[i], id_key(ids[i])))[:top_k]
         kept = np.array(order, np.int64)
         for part in np.unique(found.parts[kept]).tolist():
             at = kept[found.parts[kept] == part]
             for i, each in zip(at.tolist(), self._metadata(part, found.rows[at]), strict=True):
                 about[i] = each
-        return [Hit(ids[i], float(found.scores[i]), about[i]) for i in order]
+        return [Hit(ids[i], float(found.scores[i]), about[i], about[i].pop(DOCUMENT, None)) for i in order]
 
 
-def _id_key(id_: str | int) -> bytes | int:
+def check_top_k(top_k: Any) -> None:
+    """Raises `InputError` unless `top_k` is a whole number from 1."""
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise InputError(f"top_k {top_k!r}: expected a whole number from 1")
+
+
+def id_key(id_: str | int) -> bytes | int:
+    """What ids are sorted by."""
     return id_.encode() if isinstance(id_, str) else id_

@@ -1,0 +1,78 @@
+"""Which rows have a word, and how often: of rows that do not change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from abi_jax.wdbx.text.words import split
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Words of the texts of `n` rows.
+
+    lengths: words of each text, int32 `[n]`; -1 where it is null. number: of each word. Word `w` is in
+    `rows[ends[w - 1] : ends[w]]` (int32, ascending), so often as `counts` (int32) says.
+    """
+
+    lengths: np.ndarray
+    number: dict[str, int]
+    ends: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+
+    def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that have a word, and how often."""
+        number = self.number.get(word)
+        if number is None:
+            return self.rows[:0], self.counts[:0]
+        start = int(self.ends[number - 1]) if number else 0
+        end = int(self.ends[number])
+        return self.rows[start:end], self.counts[start:end]
+
+
+def make_postings(texts: pa.ChunkedArray | pa.Array) -> Postings:
+    """Postings of a column of texts."""
+    column = pa.chunked_array([texts]) if isinstance(texts, pa.Array) else texts
+    words, of = [], []
+    start = 0
+    for chunk in column.chunks:
+        found, text = split(chunk)
+        words.append(found)
+        of.append(text + start)
+        start += len(chunk)
+    rows = np.concatenate(of) if of else np.zeros(0, np.int64)
+    lengths = np.bincount(rows, minlength=len(column)).astype(np.int32)
+    lengths[np.asarray(column.is_null())] = -1
+    known = pa.chunked_array(words, pa.string()).combine_chunks().dictionary_encode()
+    # (word, row) as one number: sorting these is faster than sorting by two keys
+    keys = np.sort((np.asarray(known.indices).astype(np.int64) << 32) | rows)
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    counts = np.diff(first, append=len(keys)).astype(np.int32)
+    keys = keys[first]
+    ends = np.searchsorted(keys >> 32, np.arange(len(known.dictionary)), "right")
+    number = {word: i for i, word in enumerate(known.dictionary.to_pylist())}
+    return Postings(lengths, number, ends, (keys & 0xFFFFFFFF).astype(np.int32), counts)
+
+
+class GrowingPostings:
+    """Postings of a column that grows at its end, in pieces of ever larger sizes, so that no row is read often."""
+
+    def __init__(self) -> None:
+        self._pieces: tuple[tuple[int, Postings], ...] = ()  # the first row of each, and its words
+
+    def up_to(self, texts: pa.ChunkedArray) -> Sequence[tuple[int, Postings]]:
+        """Pieces that cover at least the rows of `texts`, all that there were so far."""
+        pieces, count = self._pieces, len(texts)
+        done = pieces[-1][0] + len(pieces[-1][1].lengths) if pieces else 0
+        if count <= done:
+            return pieces
+        kept = list(pieces)
+        start = done
+        while kept and len(kept[-1][1].lengths) < 2 * (count - start):
+            start = kept.pop()[0]
+        made = (*kept, (start, make_postings(texts.slice(start, count - start))))
+        self._pieces = made
+        return made
