@@ -1,10 +1,15 @@
 """Garbage: what no manifest in force names and no reader needs."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from time import monotonic, sleep
 
 from abi_jax.wdbx.load import step_name
-from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, version_of
+from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, parse_manifest
+from abi_jax.wdbx.pins import Pin, held
 from abi_jax.wdbx.storage.local import LocalStorage
+
+PATIENCE = 0.5  # seconds
 
 
 def drop_logs(storage: LocalStorage, version: int) -> None:
@@ -15,36 +20,50 @@ def drop_logs(storage: LocalStorage, version: int) -> None:
             storage.delete(f"log/{name}")
 
 
-def collect(storage: LocalStorage, sealed: Sealed, pinned: set[int]) -> None:
-    """Deletes what nothing needs: unfinished files; steps and history that no manifest in force or pinned names.
+def collect(storage: LocalStorage, sealed: Sealed, pins: Sequence[Pin]) -> None:
+    """Deletes what nothing needs: unfinished files; manifests, steps and history that are neither in force nor pinned.
 
-    Kept, too, is the manifest before.
-
-    pinned: versions of manifests that readers stand on.
+    Kept, too, is the manifest before, without what only it names.
     """
-    manifest = sealed.manifest
     for name in storage.partial():
         storage.delete(name)
-    if manifest is None:
-        steps: set[int] = set()
-        history: set[str] = set()
-    else:
-        drop_logs(storage, manifest.version)
-        steps, history = set(manifest.segments), set(manifest.history)
-    there = [f"{FOLDER}/{name}" for name in storage.names(FOLDER)]
-    kept = {name for name in there if version_of(name) in pinned}
-    if manifest is not None:
-        kept.add(manifest_name(manifest.version, sealed.digest))
-        if manifest.previous is not None:
-            kept.add(manifest_name(manifest.previous[0], bytes.fromhex(manifest.previous[1])))
-    for name in there:
-        if name not in kept:
-            storage.delete(name)
-    if pinned:
-        return  # steps of a manifest that is read stay until it no longer is
-    for name in storage.names("segments"):
-        if int(name) not in steps and int(name) not in storage.reserved:
-            storage.delete(step_name(int(name)))
-    for name in storage.names("history"):
-        if name not in history:
-            storage.delete(f"history/{name}")
+    if sealed.manifest is not None:
+        drop_logs(storage, sealed.manifest.version)
+    if any(pin.everything for pin in pins):
+        return
+    needed = [] if sealed.manifest is None else [sealed.manifest]
+    for name in {pin.manifest for pin in pins} - {sealed.name, ""}:
+        data = storage.read(name)
+        if data is None:
+            return  # what it named cannot be told from what nothing names
+        needed.append(parse_manifest(name, data))
+    names = {*_newest(sealed), *(pin.manifest for pin in pins)}
+    steps = {step_name(number) for manifest in needed for number in manifest.segments}
+    reserved = {step_name(number) for number in storage.reserved}
+    history = {f"history/{name}" for manifest in needed for name in manifest.history}
+    for folder, kept in ((FOLDER, names), ("segments", steps), ("history", history)):
+        for name in storage.names(folder):
+            if f"{folder}/{name}" not in kept | reserved:
+                storage.delete(f"{folder}/{name}")
+
+
+def _newest(sealed: Sealed) -> set[str]:
+    """The files of the manifest in force and of the one before it."""
+    if sealed.manifest is None or sealed.manifest.previous is None:
+        return {sealed.name}
+    version, digest = sealed.manifest.previous
+    return {sealed.name, manifest_name(version, bytes.fromhex(digest))}
+
+
+def collect_at_close(storage: LocalStorage, sealed: Sealed) -> list[str]:
+    """Deletes what nothing needs; the manifests that are left because readers stand on them.
+
+    A reader that is still finding out what it will stand on is waited for, a little.
+    """
+    until = monotonic() + PATIENCE
+    pins = held(storage)
+    while any(pin.everything for pin in pins) and monotonic() < until:
+        sleep(PATIENCE / 20)
+        pins = held(storage)
+    collect(storage, sealed, pins)
+    return sorted({f"{FOLDER}/{name}" for name in storage.names(FOLDER)} - _newest(sealed))

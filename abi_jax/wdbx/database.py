@@ -2,36 +2,39 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.arrive import arrive
 from abi_jax.wdbx.background import Background
-from abi_jax.wdbx.collect import collect
+from abi_jax.wdbx.collect import collect, collect_at_close
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.contents import Collection, Contents
 from abi_jax.wdbx.encoder import Encoder
 from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.fence import Fence
+from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import read_history
 from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
+from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
 from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, make_spec
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.local import LocalStorage, PinFile, WriterLock
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.transfer.sources import open_source
-from abi_jax.wdbx.verify import Finding, verify
+from abi_jax.wdbx.verify import verify
 from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
 from abi_jax.wdbx.view import View
 from abi_jax.wdbx.witness import HEAD_FILE, Witness, checked_json
@@ -60,7 +63,9 @@ class Database:
             raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
         self.storage = storage
         self.mode = mode
-        self._lock: IO[str] | None = None
+        self._lock: WriterLock | None = None
+        self._pin: PinFile | None = None
+        self._began = False  # to change what is stored
         self._commits: Commits | None = None
         self._background: Background | None = None
         self._retention = retention
@@ -82,11 +87,16 @@ class Database:
     def refresh(self) -> int:
         """Reads what was written since a store was opened for reading; the last version."""
         if self.mode == "r":
-            self._loaded = load_while_written(self.storage)
-            self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
-            pin, self._lock = self._lock, self.storage.pin(self._loaded.contents.version)
-            if pin is not None:
-                pin.close()
+            looking = hold(self.storage, EVERYTHING)
+            try:
+                self._loaded = load_while_written(self.storage)
+                self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
+                before, self._pin = self._pin, hold(self.storage, Pin(self._loaded.contents.version, self._sealed.name))
+            finally:
+                if looking is not None:
+                    looking.release()
+            if before is not None:
+                before.release()
         return self.version
 
     @property
@@ -105,7 +115,7 @@ class Database:
         self._loaded = load(self.storage)
         self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
         self._begin_log(self._loaded)
-        collect(self.storage, self._sealed, pinned=set(self.storage.pins()))
+        collect(self.storage, self._sealed, held(self.storage))
 
     def _create(self) -> None:
         store = uuid4().bytes
@@ -124,6 +134,7 @@ class Database:
     def _begin_log(self, loaded: Loaded) -> None:
         """Cuts off what a crash left, and begins a log file of a new epoch."""
         newest = loaded.newest
+        self._began = True
         if newest.torn:
             torn = self.storage.append_to(f"log/{newest.head.name}")
             torn.truncate(newest.end)
@@ -141,12 +152,14 @@ class Database:
         self.storage.put(f"log/{head.name}", head.encode())
         log = self.storage.append_to(f"log/{head.name}")
         position = Position(contents.version, contents.link, contents.time, epoch)
-        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply)
+        assert self._lock is not None
+        fence = Fence(self.storage, self._lock, epoch)
+        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check)
         self._witness(closed=False)
 
-    def _witness(self, closed: bool) -> None:
+    def _witness(self, closed: bool, kept: Sequence[str] = ()) -> None:
         contents, epoch = self._contents, self._writing().position.epoch
-        self.storage.put(HEAD_FILE, Witness(contents.version, contents.link.hex(), epoch, closed).encode())
+        self.storage.put(HEAD_FILE, Witness(contents.version, contents.link.hex(), epoch, closed, kept).encode())
 
     def _writing(self) -> Commits:
         if self._commits is None:
@@ -253,12 +266,12 @@ class Database:
     def at(self, version: At = None) -> Snapshot:
         """Everything as it was at a version, a tag or a time. Readable until it is closed."""
         found = self.resolve(version)
-        pin = self.storage.pin(found)
+        pin = hold(self.storage, Pin(found, self._sealed.name))
         try:
             return Snapshot(found, self.views(found), pin)
         except BaseException:
             if pin is not None:
-                pin.close()
+                pin.release()
             raise
 
     def tag(self, name: str, version: At = None) -> None:
@@ -290,7 +303,8 @@ class Database:
         """Turns what only the log holds into segments."""
         with self._sealing:
             self._seal(everything)
-            collect(self.storage, self._sealed, pinned=set(self.storage.pins()))
+            self._writing().check()
+            collect(self.storage, self._sealed, held(self.storage))
 
     def _seal(self, everything: bool = False) -> None:
         commits, store, contents = self._writing(), self._loaded.store, self._contents
@@ -324,29 +338,44 @@ class Database:
     def _horizon(self, collection: Collection) -> int:
         late = int((time() - self._retention) * 1e6)
         kept = version_at(late, self._contents, self.storage, self._sealed.manifest)
-        return oldest_needed(kept, self.storage.pins(), self._contents.tags.values())
+        pins = (pin.version for pin in held(self.storage))
+        return oldest_needed(kept, pins, self._contents.tags.values())
 
     def close(self) -> None:
         """Lets the store go; another process may write to it then."""
+        closed = False
         try:
             if self._background is not None:
                 self._background.stop()
                 self._background = None
             if self._commits is not None:
-                if self._unsealed() > SEAL_AT_CLOSE:
-                    with contextlib.suppress(OSError, InputError):  # the log has it all
+                with contextlib.suppress(OSError, InputError):  # the log has it all
+                    if self._unsealed() > SEAL_AT_CLOSE:
                         self.seal()
+                certain = self._commits.certain
                 self._commits.close()
-                self._witness(closed=True)
+                closed = certain and self._close_witness()
         finally:
+            self._unlock(closed)
             self._commits = None
-            self._unlock()
 
-    def _unlock(self) -> None:
+    def _close_witness(self) -> bool:
+        """Writes where the chain ends, unless another writer has taken the store over; whether it did."""
+        if self._lock is None or not self.storage.holds(self._lock):
+            return False
+        kept: list[str] = []
+        with contextlib.suppress(OSError, InputError):  # the next writer does it
+            kept = collect_at_close(self.storage, self._sealed)
+        self._witness(closed=True, kept=kept)
+        return True
+
+    def _unlock(self, closed: bool = False) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            lock.truncate(0)
-            lock.close()
+            lock.release(closed, self._began)
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.release()
 
     def __enter__(self) -> "Database":
         return self

@@ -12,7 +12,7 @@ class LockedError(WdbxError):
 
 
 class FencedError(WdbxError):
-    """Another process has taken the store over; what this one had not yet acknowledged is not in it."""
+    """Another process has taken the store over; what this one had not yet acknowledged may be in it or not."""
 
 
 class DamagedError(WdbxError):

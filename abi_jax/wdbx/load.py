@@ -90,7 +90,7 @@ def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
     """All log files, oldest first. Raises `DamagedError` where one of them is not whole."""
     found = []
     for name in storage.names("log"):
-        data = storage.read(f"log/{name}")
+        data = storage.read_log(f"log/{name}")
         head = parse_log_head(data or b"")
         if data is None or head is None or head.store != store or head.name != name:
             raise DamagedError(f"{storage}/log/{name} does not begin as a log of this store does")
@@ -149,6 +149,9 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     for number, step in sorted(manifest.segments.items()):
         collection = made.collections[step.collection]
         arrays = storage.load(step_name(number))
+        wanted = [name for name, count in (("deaths", step.deaths), ("vectors", step.rows)) if count]
+        if missing := [name for name in wanted if name not in arrays]:
+            raise DamagedError(f"{storage}/{step_name(number)} has no array {', '.join(missing)}; see abi wdbx verify")
         if step.deaths:
             told = np.array(arrays["deaths"], np.int64)
             told[told[:, 2] == 0, 2] = step.last

@@ -75,6 +75,11 @@ class Manifest:
         return canonical(said) + b"\n"
 
 
+def manifest_name(version: int, digest: bytes) -> str:
+    """The file of a manifest: two that seal up to the same version differ in it, so neither takes the other's place."""
+    return f"{FOLDER}/{version:020d}-{digest.hex()[:16]}.json"
+
+
 @dataclass(frozen=True)
 class Sealed:
     """What is in force: a manifest and its hash; None and zeros for none."""
@@ -82,15 +87,10 @@ class Sealed:
     manifest: Manifest | None = None
     digest: bytes = bytes(HASH)
 
-
-def manifest_name(version: int, digest: bytes) -> str:
-    """The file of a manifest: two that seal up to the same version differ in it, so neither takes the other's place."""
-    return f"{FOLDER}/{version:020d}-{digest.hex()[:16]}.json"
-
-
-def version_of(name: str) -> int:
-    """The version that a file in the folder of manifests seals up to."""
-    return int(name.rpartition("/")[2].split("-")[0])
+    @property
+    def name(self) -> str:
+        """The manifest's file; "" for none."""
+        return "" if self.manifest is None else manifest_name(self.manifest.version, self.digest)
 
 
 def manifest_hash(data: bytes) -> bytes:

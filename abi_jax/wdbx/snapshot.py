@@ -1,16 +1,16 @@
 """A whole store as it was at one version, for as long as it is wanted."""
 
 from collections.abc import Mapping
-from typing import IO
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.storage.local import PinFile
 from abi_jax.wdbx.view import View
 
 
 class Snapshot:
     """Collections at one version. What is written meanwhile changes nothing in it."""
 
-    def __init__(self, version: int, views: Mapping[str, View], pin: IO[str] | None) -> None:
+    def __init__(self, version: int, views: Mapping[str, View], pin: PinFile | None) -> None:
         """pin: keeps the version readable for everybody, until it is closed."""
         self.version = version
         self._views = dict(views)
@@ -38,7 +38,7 @@ class Snapshot:
         self._views.clear()
         pin, self._pin = self._pin, None
         if pin is not None:
-            pin.close()
+            pin.release()
 
     def __enter__(self) -> "Snapshot":
         return self

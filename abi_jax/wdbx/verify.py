@@ -1,42 +1,60 @@
 """Whether a store is as it was written: every file, every link, every row. Finds all that is wrong, and names it."""
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import parse_history
 from abi_jax.wdbx.load import STORE_FILE, read_store, step_name
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
-from abi_jax.wdbx.log.record import GENESIS, Head, Kind
+from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
+from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
 from abi_jax.wdbx.seal import segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.verify_chain import Line, chain_findings, in_order, line_up, witness_findings
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong: the file, what it holds, and what is wrong with it."""
-
-    file: str
-    holds: str
-    wrong: str
-
-    def __str__(self) -> str:
-        return f"{self.file} ({self.holds}): {self.wrong}"
+ATTEMPTS, WAIT_SECONDS = 5, 0.05
+OWNERS = re.compile(rb"(process \d+\n)*")  # what the file `lock` may say
 
 
 def verify(storage: LocalStorage, progress: Progress = lambda file: None) -> list[Finding]:
-    """Everything that is wrong with a store. Raises `InputError` where there is none."""
-    return list(_Walk(storage, progress).findings())
+    """Everything that is wrong with a store. Raises `InputError` where there is none.
+
+    Another process may write to it meanwhile: what it is about is looked at again until it holds still.
+    """
+    pin = hold(storage, EVERYTHING)
+    try:
+        for _ in range(ATTEMPTS):
+            before = _state(storage)
+            walk = _Walk(storage, progress)
+            found = list(walk.small_files())
+            if not found or (_state(storage) == before and not walk.written):
+                break
+            sleep(WAIT_SECONDS)
+        return found + list(walk.segments())
+    finally:
+        if pin is not None:
+            pin.release()
+
+
+def _state(storage: LocalStorage) -> list[tuple[str, int]]:
+    """What is there, and how large."""
+    names = [f"{folder}/{name}" for folder in ("log", MANIFESTS, "segments") for name in storage.all_names(folder)]
+    return [(name, storage.size(name)) for name in (*names, HEAD_FILE, "lock")]
 
 
 class _Walk:
@@ -44,88 +62,130 @@ class _Walk:
         self.storage = storage
         self.progress = progress
         self.known = {STORE_FILE, HEAD_FILE, "lock"}
+        self.written = storage.written()
+        self.line = Line()
+        self.steps: dict[int, tuple[SegmentEntry, CollectionSpec, bool]] = {}  # and whether it must be there
 
-    def findings(self) -> Iterator[Finding]:
+    def small_files(self) -> Iterator[Finding]:
+        """What is wrong with everything but segments, and what does not belong there at all."""
+        store: bytes | None = None
         try:
+            if self.storage.read(STORE_FILE) is None and self.storage.names("log"):
+                raise DamagedError("is missing")
             store = read_store(self.storage)
         except DamagedError as error:
             yield Finding(STORE_FILE, "what the store is", str(error))
-            return
         scans: list[Scan] = []
         for name in self.storage.names("log"):
             yield from self._log(name, store, scans)
-        scans.sort(key=lambda each: (each.head.epoch, each.head.first))
+        scans = in_order(scans)
+        if not scans:
+            yield Finding("log", "the last versions", "has no log file; expected at least one")
+        pins: list[Pin] = []
+        yield from self._pins(pins)
+        kept = {pin.manifest for pin in pins}
+        with contextlib.suppress(DamagedError):  # which is told below
+            kept |= set(read_witness("it", self.storage.read(HEAD_FILE) or b"").kept)
         manifests: list[Manifest] = []
-        yield from self._manifests(scans, manifests)
-        heads: list[Head] = []
-        if manifests:
-            yield from self._history(manifests[0], heads)
-            for number, step in sorted(manifests[0].segments.items()):
-                yield from self._segment(number, step, manifests[0].collections[step.collection].spec)
-            for older in manifests[1:]:
-                self._know(older)
-        yield from self._chain(scans, heads, manifests[0] if manifests else None)
+        yield from self._manifests(scans, kept, manifests)
+        for manifest in manifests:
+            yield from self._history(manifest, first=manifest is manifests[0])
+        line_up(self.line, scans)
+        yield from chain_findings(self.line, scans, manifests[0] if manifests else None)
+        owners = self.storage.read("lock") or b""
+        if not OWNERS.fullmatch(owners):
+            yield Finding("lock", "who writes", f"is {owners[:40]!r}; expected lines that name processes")
+        said = self.storage.read(HEAD_FILE)
+        yield from witness_findings(said, self.line, scans, closed=not owners and not self.written)
         yield from self._strays()
 
-    def _log(self, name: str, store: bytes, scans: list[Scan]) -> Iterator[Finding]:
+    def _log(self, name: str, store: bytes | None, scans: list[Scan]) -> Iterator[Finding]:
         file = f"log/{name}"
         self.known.add(file)
         self.progress(file)
         data = self.storage.read(file) or b""
         head = parse_log_head(data)
-        if head is None or head.store != store or head.name != name:
+        if head is None or head.store != (store or head.store) or head.name != name:
             yield Finding(file, "versions", "does not begin as a log of this store does")
             return
-        found = scan(head, data)
-        scans.append(found)
-        if found.damaged_version:
-            yield Finding(
-                file, f"version {found.damaged_version} and later", "a record is damaged that was acknowledged"
-            )
-        elif found.torn:
-            size = found.size - found.end
-            yield Finding(
-                file, f"version {found.next_version}", f"ends with {size} bytes that are no record: cut off, or damaged"
-            )
+        scans.append(scan(head, data))
 
-    def _manifests(self, scans: list[Scan], manifests: list[Manifest]) -> Iterator[Finding]:
-        """The manifest in force first, then those before it that are still there."""
+    def _pins(self, pins: list[Pin]) -> Iterator[Finding]:
+        for name in self.storage.names("pins"):
+            data = self.storage.read(f"pins/{name}")
+            if data is not None:
+                self.known.add(f"pins/{name}")
+                try:
+                    pins.append(read_pin("it", data))
+                except DamagedError as error:
+                    yield Finding(f"pins/{name}", "what a reader reads", str(error))
+
+    def _manifests(self, scans: list[Scan], kept: set[str], manifests: list[Manifest]) -> Iterator[Finding]:
+        """The manifest in force first, then the one before it, then those that readers stand on."""
         wanted: tuple[int, str] | None = None
         if scans and scans[-1].head.manifest:
             wanted = (scans[-1].head.manifest, scans[-1].head.manifest_hash.hex())
         for record in (record for each in scans for record in each.records if record.head.kind is Kind.SEAL):
             said = json.loads(record.payload)
-            if wanted is None or said["version"] >= wanted[0]:
-                wanted = (said["version"], said["hash"])
-        while wanted is not None:
+            wanted = (said["version"], said["hash"])
+        names = set()
+        for why in ("in force", "before"):
+            if wanted is None:
+                break
             version, digest = wanted
-            file = manifest_name(version, bytes.fromhex(digest))
-            data = self.storage.read(file)
-            self.known.add(file)
-            self.progress(file)
+            file, holds = manifest_name(version, bytes.fromhex(digest)), f"what is sealed up to version {version}"
+            names.add(file)
+            data = self._read(file)
             wanted = None
             if data is None:
-                if not manifests:
-                    yield Finding(file, f"what is sealed up to version {version}", "is missing")
+                yield Finding(file, holds, "is missing")
             elif manifest_hash(data).hex() != digest:
-                yield Finding(file, f"what is sealed up to version {version}", "is not the one that was sealed")
+                yield Finding(file, holds, "is not the one that was sealed")
             else:
                 manifests.append(parse_manifest(file, data))
                 wanted = manifests[-1].previous
+                self._know(manifests[-1], must=why == "in force")
+        for file in sorted(kept - names - {""}):
+            data = self._read(file)
+            hashed = "" if data is None else manifest_name(0, manifest_hash(data))
+            if data is not None and hashed[-22:] != file[-22:]:
+                yield Finding(file, "what a reader stands on", "is not the one that was sealed")
+            elif data is not None:
+                manifests.append(parse_manifest(file, data))
+                self._know(manifests[-1], must=False)
 
-    def _history(self, manifest: Manifest, heads: list[Head]) -> Iterator[Finding]:
+    def _read(self, file: str) -> bytes | None:
+        self.known.add(file)
+        self.progress(file)
+        return self.storage.read(file)
+
+    def _know(self, manifest: Manifest, must: bool) -> None:
+        """Notes the segments that a manifest names. must: whether they have to be there."""
+        for number, step in manifest.segments.items():
+            self.steps.setdefault(number, (step, manifest.collections[step.collection].spec, must))
+
+    def _history(self, manifest: Manifest, first: bool) -> Iterator[Finding]:
+        """What is wrong with heads of versions that are sealed. first: the manifest in force, whose chain it is."""
         for name, entry in sorted(manifest.history.items()):
             file = f"{HISTORY}/{name}"
-            self.known.add(file)
-            self.progress(file)
+            if file in self.known:
+                continue
+            data = self._read(file)
+            if data is None and not first:
+                continue
             try:
-                heads += parse_history(file, self.storage.read(file), entry)
+                heads = parse_history("it", data, entry)
             except DamagedError as error:
                 yield Finding(file, f"links of versions {entry.first} to {entry.last}", str(error))
+                continue
+            if first:
+                self.line.add(heads, file)
 
-    def _know(self, manifest: Manifest) -> None:
-        for number, step in manifest.segments.items():
-            self.known |= {f"{step_name(number)}/{path}" for path in step.files}
+    def segments(self) -> Iterator[Finding]:
+        """What is wrong with segments."""
+        for number, (step, spec, must) in sorted(self.steps.items()):
+            if must or self.storage.all_names(step_name(number)):
+                yield from self._segment(number, step, spec)
 
     def _segment(self, number: int, step: SegmentEntry, spec: CollectionSpec) -> Iterator[Finding]:
         folder = step_name(number)
@@ -133,13 +193,12 @@ class _Walk:
         there = self.storage.files(folder)
         for path, digest in sorted(step.files.items()):
             file = f"{folder}/{path}"
-            self.known.add(file)
             self.progress(file)
             holds = f"{path.split('/')[0]} of {step.rows} rows of collection {spec.name}"
             if path not in there:
                 yield Finding(file, holds, "is missing")
                 whole = False
-            elif hashlib.sha256(there[path].read_bytes()).hexdigest() != digest:
+            elif _file_hash(there[path]) != digest:
                 yield Finding(file, holds, "is not what was sealed")
                 whole = False
         if whole and step.rows:
@@ -152,57 +211,23 @@ class _Walk:
             if content != step.content:
                 yield Finding(folder, f"{step.rows} rows of collection {spec.name}", "its rows are not those sealed")
 
-    def _chain(self, scans: list[Scan], heads: list[Head], manifest: Manifest | None) -> Iterator[Finding]:
-        """Every link, from the first version to the last; what the manifest and the file `head` say of the chain."""
-        files = [HISTORY] * len(heads)
-        for each in scans:
-            file = f"log/{each.head.name}"
-            kept = [i for i, head in enumerate(heads) if head.version < each.head.first]
-            heads, files = [heads[i] for i in kept], [files[i] for i in kept]
-            before = heads[-1].link if heads else GENESIS
-            if (heads[-1].version if heads else 0) + 1 != each.head.first or before != each.head.link:
-                said = f"does not go on from version {heads[-1].version if heads else 0}, the last before it"
-                yield Finding(file, f"versions from {each.head.first}", said)
-            heads += [record.head for record in each.records]
-            files += [file] * len(each.records)
-        previous, version = GENESIS, 0
-        links = {0: GENESIS.hex()}
-        for head, file in zip(heads, files, strict=True):
-            if head.version != version + 1:
-                yield Finding(file, f"version {head.version}", f"follows version {version}: versions are missing")
-            elif head.link != head.link_after(previous):
-                yield Finding(file, f"version {head.version}", "its link does not follow from the one before it")
-            previous, version = head.link, head.version
-            links[version] = head.link.hex()
-        if manifest is not None and links.get(manifest.version) != manifest.link:
-            yield Finding("manifests", f"up to version {manifest.version}", "its link is not the chain's")
-        yield from self._witness(version, links)
-
-    def _witness(self, version: int, links: dict[int, str]) -> Iterator[Finding]:
-        data = self.storage.read(HEAD_FILE)
-        if data is None:
-            yield Finding(HEAD_FILE, "where the chain was", "is missing")
-            return
-        try:
-            said = read_witness(HEAD_FILE, data)
-        except DamagedError as error:
-            yield Finding(HEAD_FILE, "where the chain was", str(error))
-            return
-        if said.version > version:
-            yield Finding(
-                HEAD_FILE, f"version {said.version}", f"the chain ends at version {version}: its end was cut off"
-            )
-        elif links.get(said.version, said.link) != said.link:
-            yield Finding(HEAD_FILE, f"version {said.version}", "its link is not the chain's")
-        elif said.closed and said.version < version:
-            yield Finding(HEAD_FILE, f"version {said.version}", f"closed there, but the chain goes on to {version}")
-
     def _strays(self) -> Iterator[Finding]:
+        known = self.known | {f"{step_name(n)}/{path}" for n, (step, *_) in self.steps.items() for path in step.files}
         for file in sorted(path for folder in ("", *FOLDERS) for path in self._files(folder)):
-            if file not in self.known and not file.startswith("pins/"):
+            if file not in known and not (self.written and _unfinished(file)):
                 yield Finding(file, "nothing", "no manifest names it: left by a crash, or put there")
 
     def _files(self, folder: str) -> list[str]:
         if folder == "":
             return [name for name in self.storage.all_names("") if name not in FOLDERS]
         return [f"{folder}/{path}" for path in self.storage.files(folder)]
+
+
+def _unfinished(file: str) -> bool:
+    """Whether a file may be what a writer is about: not named yet, or no longer, and not yet taken away."""
+    return file.split("/")[0] in ("segments", "indexes", HISTORY, MANIFESTS) or ".tmp-" in file
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

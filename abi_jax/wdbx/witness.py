@@ -1,7 +1,7 @@
 """Small files of JSON that carry a hash of what they say: what a store is, and where its chain was."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,12 +35,16 @@ def _check(domain: str, said: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Witness:
-    """Where the chain was when a log was begun, or, `closed`, when its writer closed the store."""
+    """Where the chain was when a log was begun, or, `closed`, when its writer closed the store.
+
+    kept: files of manifests that readers stood on then, and that wait to be taken away with what only they name.
+    """
 
     version: int
     link: str
     epoch: int
     closed: bool
+    kept: Sequence[str] = ()
 
     def encode(self) -> bytes:
         """The bytes of the file `head`."""

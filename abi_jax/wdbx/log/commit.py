@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import time_ns
 from typing import Any
 
-from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.log.record import Head, Kind, Record, payload_digest
 from abi_jax.wdbx.storage.operations import LogFile
 
@@ -46,17 +46,26 @@ class Commits:
     """Writes records to a log file. Threads that commit at the same time share one wait for the disk.
 
     apply: called with every record once it is durable, in order and never twice at a time; what it returns is what
-    `commit` does.
+    `commit` does. fence: raises `FencedError` where another process writes to the store by now.
     """
 
-    def __init__(self, log: LogFile, size: int, position: Position, apply: Callable[[Record], Any]) -> None:
+    def __init__(
+        self,
+        log: LogFile,
+        size: int,
+        position: Position,
+        apply: Callable[[Record], Any],
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
         self._log = log
         self.size = size
         self.position = position
         self._apply = apply
+        self._fence = fence
         self._queue: deque[_Waiting] = deque()
         self._writing = threading.RLock()
         self._broken = ""
+        self._fenced = ""
 
     def commit(self, draft: Draft) -> tuple[int, Any]:
         """Makes `draft` a version; returns its number, and what applying it returned, when it is durable.
@@ -77,7 +86,7 @@ class Commits:
     def paused(self) -> Iterator[None]:
         """Lets nobody else commit while the block runs. Raises `WdbxError` where nothing can be written any more."""
         with self._writing:
-            self._check()
+            self.check()
             yield
 
     def go_on_in(self, log: LogFile, size: int) -> None:
@@ -130,12 +139,25 @@ class Commits:
             made.append(Record(head, draft.payload))
         return made
 
-    def _check(self) -> None:
+    @property
+    def certain(self) -> bool:
+        """Whether what is on disk is what was acknowledged: nothing failed half-way, and nobody else writes."""
+        return not self._fenced and not self._broken
+
+    def check(self) -> None:
+        """Raises where nothing can be written any more: `FencedError` where another process writes to the store."""
+        if not self._fenced:
+            try:
+                self._fence()
+            except FencedError as error:
+                self._fenced = str(error)
+        if self._fenced:
+            raise FencedError(self._fenced)
         if self._broken:
             raise WdbxError(f"nothing can be written: {self._broken}; open the store again")
 
     def _append(self, data: bytes) -> None:
-        self._check()
+        self.check()
         try:
             self._log.append(data)
         except OSError as error:
@@ -153,3 +175,4 @@ class Commits:
                 f"{self._broken}; whether this was written is known when the store is opened again"
             ) from error
         self.size += len(data)
+        self.check()

@@ -85,6 +85,15 @@ class Scan:
         """The version after the last good record."""
         return self.head.first + len(self.records)
 
+    def before(self, version: int) -> "Scan":
+        """Without `version` and what lies behind it, which is of a writer that was fenced."""
+        if self.next_version < version:
+            return self
+        count = version - self.head.first
+        return Scan(
+            self.head, self.records[:count], self.ends[:count], self.ends[count - 1] if count else LOG_HEAD.size
+        )
+
 
 def scan(head: LogHead, data: bytes | memoryview) -> Scan:
     """Reads the records of a log file, `data` being the whole of it, and finds out what is wrong where they end."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from abi_jax.errors import InputError
+from abi_jax.wdbx.errors import DamagedError
 
 # Orbax warns at every step that is not an OCDBT file that there are no OCDBT files to merge.
 logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in str(record.msg))
@@ -25,7 +25,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a step by name, mapped: nothing is read before it is used, and nothing can be written.
 
-    Raises `InputError` where an array's file is missing or has another size than its description says.
+    Raises `DamagedError` where an array's file is missing or has another size than its description says.
     """
     described = sorted(folder.glob("*/.zarray"))
     return {about.parent.name: _mapped(about) for about in described}
@@ -36,11 +36,11 @@ def _mapped(about: Path) -> np.ndarray:
         said: dict[str, Any] = json.loads(about.read_bytes())
         shape, dtype = tuple(said["shape"]), np.dtype(said["dtype"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{about} does not describe an array; see abi wdbx verify") from None
+        raise DamagedError(f"{about} does not describe an array; see abi wdbx verify") from None
     file = about.parent / ".".join("0" * max(1, len(shape)))
     if 0 in shape:
         return np.zeros(shape, dtype)
     try:
         return np.memmap(file, dtype, "r", shape=shape)
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}; expected {shape} of {dtype}") from None
+        raise DamagedError(f"{file}: {error}; expected {shape} of {dtype}") from None

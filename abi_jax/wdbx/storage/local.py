@@ -5,8 +5,10 @@ import fcntl
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from time import monotonic, sleep
+from typing import IO, Any
 from uuid import uuid4
 
 import numpy as np
@@ -17,6 +19,49 @@ from abi_jax.wdbx.storage.operations import FileOperations, LogFile
 
 FOLDERS = ("log", "manifests", "segments", "indexes", "history", "pins")
 PARTIAL = ".tmp-"  # what such a name stands for is not finished, and means nothing
+PATIENCE = 0.1  # seconds that a writer waits for another: who only asks whether there is one holds it up no longer
+PIN_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PinFile:
+    """A pin that is held: its file, locked."""
+
+    path: Path
+    file: IO[bytes]
+
+    def release(self) -> None:
+        """Lets go of it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+@dataclass(frozen=True)
+class WriterLock:
+    """The file `lock`, locked: a line for its owner, behind one for each that did not close the store.
+
+    size: bytes of it before the owner's line.
+    """
+
+    file: IO[str]
+    size: int
+
+    def release(self, closed: bool = False, began: bool = True) -> None:
+        """Lets go of it. closed: the store is as its file `head` says; began: a log was begun."""
+        with contextlib.suppress(OSError):
+            if closed or not began:
+                self.file.truncate(0 if closed else self.size)
+        self.file.close()
+
+
+def _locked(file: IO[Any], how: int) -> bool:
+    """Locks a file, if nobody else has."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class LocalStorage:
@@ -49,6 +94,19 @@ class LocalStorage:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def read_log(self, name: str) -> bytes | None:
+        """The content of a log, all of it on disk when this returns; None where there is none.
+
+        So nothing is built on, or shown, that a power cut could still take: whoever wrote it may have died before it
+        was brought to disk, or may be waiting for that.
+        """
+        while (data := self.read(name)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.operations.sync(self.root / name)
+            if self.size(name) >= len(data):
+                return data  # else its writer took back what did not fit on the disk
+        return None
 
     def size(self, name: str) -> int:
         """Bytes of a file, or of all files of a folder; 0 where there is none."""
@@ -149,51 +207,74 @@ class LocalStorage:
         folder = self.root / name
         return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
-    def lock(self) -> IO[str]:
-        """Makes this process the one that writes, until what is returned is closed or the process ends.
+    def lock(self) -> WriterLock:
+        """Makes this process the one that writes, until what is returned is released or the process ends.
 
         Raises `LockedError` where another one does.
         """
         path = self.root / "lock"
         file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            file.close()
-            raise LockedError(
-                f"{self.root} is open for writing in another process ({owner}); expected one writer at a time: "
-                'open it with mode="r", or close the other'
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
+        until = monotonic() + PATIENCE
+        while not _locked(file, fcntl.LOCK_EX):
+            if monotonic() > until:
+                file.seek(0)
+                owner = file.read().strip().rpartition("\n")[2] or "unknown"
+                file.close()
+                raise LockedError(
+                    f"{self.root} is open for writing in another process ({owner}); expected one writer at a time: "
+                    'open it with mode="r", or close the other'
+                )
+            sleep(PATIENCE / 10)
+        lock = WriterLock(file, os.fstat(file.fileno()).st_size)
+        file.write(f"process {os.getpid()}\n")
         file.flush()
-        return file
+        self.operations.sync(path)
+        return lock
 
-    def pin(self, version: int) -> IO[str] | None:
-        """Keeps `version` readable until what is returned is closed; None where nothing can be written."""
-        path = self.root / "pins" / uuid4().hex
+    def holds(self, lock: WriterLock) -> bool:
+        """Whether what `lock` returned still keeps others from writing: its file is still the one by that name."""
         try:
-            file = path.open("x", encoding="utf-8")
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            there, own = os.stat(self.root / "lock"), os.fstat(lock.file.fileno())
+        except (OSError, ValueError):
+            return False
+        return (there.st_ino, there.st_dev) == (own.st_ino, own.st_dev)
+
+    def written(self) -> bool:
+        """Whether some process has the store open for writing. One that just begins waits for the answer."""
+        try:
+            with (self.root / "lock").open("rb") as file:
+                return not _locked(file, fcntl.LOCK_SH)
         except OSError:
-            return None
-        file.write(str(version))
-        file.flush()
-        return file
+            return False
 
-    def pins(self) -> list[int]:
-        """Versions that readers have pinned; takes away the pins of readers that are gone."""
-        found = []
+    def pin(self, data: bytes) -> PinFile | None:
+        """Writes a pin that says `data`; it is held until it is released. None where nothing can be written."""
+        for _ in range(PIN_ATTEMPTS):
+            path, partial = self._paths(f"pins/{uuid4().hex}")
+            with contextlib.suppress(FileNotFoundError):  # it was taken for what a crash left
+                try:
+                    file = partial.open("xb")
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    file.write(data)
+                    file.flush()
+                    partial.rename(path)
+                    return PinFile(path, file)
+                except FileNotFoundError:
+                    raise
+                except OSError:
+                    return None
+        return None
+
+    def pins(self) -> dict[str, bytes]:
+        """Pins that are held, by name, and what they say; takes away those of readers that are gone."""
+        found = {}
         for name in self.names("pins"):
             path = self.root / "pins" / name
-            with contextlib.suppress(OSError, ValueError), path.open("r+", encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if _locked(file, fcntl.LOCK_EX):
                     path.unlink()
-                except BlockingIOError:
-                    found.append(int(file.read()))
+                else:
+                    found[f"pins/{name}"] = file.read()
         return found
 
     def _paths(self, name: str) -> tuple[Path, Path]:
