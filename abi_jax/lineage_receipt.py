@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,15 @@ def make_receipt(chain: Chain, number: int | None = None, key: Ed25519PrivateKey
     if not 1 <= at <= len(links):
         raise InputError(f"link {at}: the chain {chain.path} has links 1 to {len(links)}")
     link = links[at - 1]
-    public = "" if key is None else key.public_key().public_bytes_raw().hex()
-    made = Receipt(VERSION, link.kind, link.step, at, link.hash, link.content, link.time, public)
-    return made if key is None else Receipt(**asdict(made) | {"signature": key.sign(made.signed_part()).hex()})
+    return signed(Receipt(VERSION, link.kind, link.step, at, link.hash, link.content, link.time), key)
+
+
+def signed(receipt: Receipt, key: Ed25519PrivateKey | None) -> Receipt:
+    """The receipt with a signature, where there is a key."""
+    if key is None:
+        return receipt
+    named = replace(receipt, public_key=key.public_key().public_bytes_raw().hex())
+    return replace(named, signature=key.sign(named.signed_part()).hex())
 
 
 def read_receipt(path: Path) -> Receipt:
@@ -93,10 +99,11 @@ def check_receipt(receipt: Receipt, chain: Chain, public_key: str = "") -> list[
             receipt.time,
         ):
             wrong.append(f"the receipt does not say of link {receipt.number} what the chain says of it")
-    return wrong + _check_signature(receipt, public_key)
+    return wrong + signature_findings(receipt, public_key)
 
 
-def _check_signature(receipt: Receipt, public_key: str) -> list[str]:
+def signature_findings(receipt: Receipt, public_key: str = "") -> list[str]:
+    """What is wrong with a receipt's signature; nothing where it has none, unless `public_key` must have signed it."""
     if public_key and receipt.public_key != public_key:
         return [f"signed with {receipt.public_key[:12] or 'no key'}; expected {public_key[:12]}"]
     if not receipt.signature and not receipt.public_key:

@@ -69,6 +69,7 @@ class Contents:
         self.heads: list[Head] = []
         self.arrivals: dict[int, Arrival] = {}  # of versions that are about to be written
         self.details: dict[int, dict[str, Any]] = {}  # of versions that changed no rows: what they said
+        self.parents: dict[int, list[dict[str, Any]]] = {}  # links of model checkpoints, by version
 
     def named(self) -> dict[str, Collection]:
         """Collections that have not been dropped, by name."""
@@ -96,7 +97,9 @@ class Contents:
                 self.tags[said["name"]] = said["version"]
         elif head.kind is Kind.SEAL:
             result = self._take_in(head, self._said(record))
-        elif head.kind in (Kind.PARENTS, Kind.SETTINGS, Kind.ERASE):
+        elif head.kind is Kind.PARENTS:
+            self.parents[head.version] = self._said(record)["parents"]
+        elif head.kind in (Kind.SETTINGS, Kind.ERASE):
             self._said(record)
         self.heads.append(head)
         self.version, self.time, self.link = head.version, head.time, head.link

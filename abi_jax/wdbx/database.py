@@ -9,8 +9,12 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from abi_jax.errors import InputError
+from abi_jax.lineage import Chain
 from abi_jax.lineage_digest import canonical
+from abi_jax.lineage_receipt import Receipt
 from abi_jax.wdbx.arrive import arrive
 from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect, collect_at_close
@@ -20,13 +24,15 @@ from abi_jax.wdbx.encoder import Encoder
 from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.findings import Finding
-from abi_jax.wdbx.history import read_history
-from abi_jax.wdbx.load import STORE_FILE, Loaded, first_log, load, load_while_written
+from abi_jax.wdbx.history import history_head, read_history
+from abi_jax.wdbx.load import STORE_FILE, Loaded, about_hash, first_log, load, load_while_written
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
-from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
+from abi_jax.wdbx.model_links import model_parent
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
+from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, make_spec
@@ -282,10 +288,11 @@ class Database:
         self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": found}))
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """All versions, newest first: number, time, kind, collection, rows, link."""
+        """All versions, newest first: number, time, kind, collection, rows, link; `parents` of one that has any."""
         sealed = read_history(self.storage, self._sealed.manifest, newest_first=True)
         for head in (*reversed(self._contents.heads), *sealed):
             collection = self._contents.collections.get(head.collection)
+            parents = self._contents.parents.get(head.version)
             yield {
                 "version": head.version,
                 "time": datetime.fromtimestamp(head.time / 1e6, UTC).isoformat(),
@@ -293,11 +300,44 @@ class Database:
                 "collection": collection.spec.name if collection else None,
                 "rows": head.rows,
                 "link": head.link.hex(),
-            }
+            } | ({"parents": parents} if parents else {})
 
-    def verify(self) -> list[Finding]:
-        """Everything that is wrong with what is stored; nothing, where it is as it was written."""
-        return verify(self.storage)
+    def verify(self, receipt: Receipt | None = None, public_key: str = "") -> list[Finding]:
+        """Everything that is wrong with what is stored; nothing, where it is as it was written.
+
+        receipt: finds a store that was set back to an older state since, or is another. public_key, hexadecimal: who
+        must have signed the receipt.
+        """
+        return verify(self.storage, receipt=receipt, public_key=public_key)
+
+    def link(self, at: At = None) -> str:
+        """The link of a version, a tag or a time (now): 64 digits, which a model's chain may name as a parent."""
+        return self.head(resolve(at, self._contents, self.storage, self._sealed.manifest)).link.hex()
+
+    def head(self, version: int) -> Head:
+        """The head of a version that there is."""
+        if version == 0:
+            return EMPTY
+        heads = self._contents.heads
+        if heads and version >= heads[0].version:
+            return heads[version - heads[0].version]
+        return history_head(self.storage, self._sealed.manifest, version)
+
+    def receipt(self, sign_with: Ed25519PrivateKey | Path | str | None = None, at: At = None) -> Receipt:
+        """A statement of what the store is at a version (now), to be kept elsewhere. See `verify`.
+
+        sign_with: an Ed25519 key, or the file of one in PEM.
+        """
+        head = self.head(resolve(at, self._contents, self.storage, self._sealed.manifest))
+        return make_receipt(about_hash(self.storage), head.version, head.link.hex(), head.time, sign_with)
+
+    def link_model(self, source: Chain | Path | str, step: int | None = None) -> int:
+        """Says which checkpoint of a model the store stands on from here; the version that does.
+
+        source: a model directory, or its chain. step: of the checkpoint (the last link's).
+        """
+        payload = canonical({"parents": [model_parent(source, step)]})
+        return self.commit(Kind.PARENTS, 0, 0, payload)[0]
 
     def seal(self, everything: bool = False) -> None:
         """Turns what only the log holds into segments."""

@@ -35,3 +35,13 @@ def parse_history(name: str, data: bytes | None, entry: HistoryEntry) -> list[He
     if hashlib.sha256(data).hexdigest() != entry.digest or None in heads:
         raise DamagedError(f"{name} is damaged: versions {entry.first} to {entry.last}")
     return [head for head in heads if head is not None]
+
+
+def history_head(storage: LocalStorage, manifest: Manifest | None, version: int) -> Head:
+    """The head of a version that is sealed."""
+    for name, entry in manifest.history.items() if manifest else ():
+        if entry.first <= version <= entry.last:
+            return parse_history(f"{storage}/{FOLDER}/{name}", storage.read(f"{FOLDER}/{name}"), entry)[
+                version - entry.first
+            ]
+    raise DamagedError(f"{storage}: version {version} is in no file of history")

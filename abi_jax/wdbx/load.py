@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from time import sleep
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from abi_jax.wdbx.manifest import Manifest, check_format, manifest_hash, manifes
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.tail import Tail
-from abi_jax.wdbx.witness import HEAD_FILE, read_checked, read_witness
+from abi_jax.wdbx.witness import HEAD_FILE, checked_hash, read_checked, read_witness
 
 STORE_FILE = "wdbx.json"
 ATTEMPTS, WAIT_SECONDS = 5, 0.05
@@ -77,13 +78,22 @@ def load_while_written(storage: LocalStorage) -> Loaded:
 
 def read_store(storage: LocalStorage) -> bytes:
     """The 16 bytes that a store is known by."""
+    return bytes.fromhex(read_about(storage)["store"])
+
+
+def about_hash(storage: LocalStorage) -> str:
+    """The hash that `wdbx.json` carries, of what it says."""
+    return checked_hash("wdbx store", read_about(storage))
+
+
+def read_about(storage: LocalStorage) -> dict[str, Any]:
+    """What `wdbx.json` says."""
     data = storage.read(STORE_FILE)
     if data is None:
         raise InputError(f"{storage} is not a WDBX store: it has no {STORE_FILE}")
     said = read_checked("wdbx store", f"{storage}/{STORE_FILE}", data)
-    store = bytes.fromhex(said["store"])
     check_format(said, f"{storage}/{STORE_FILE}")
-    return store
+    return said
 
 
 def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
@@ -142,6 +152,7 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     made = Contents()
     made.version, made.time, made.link = manifest.version, manifest.time, bytes.fromhex(manifest.link)
     made.tags = dict(manifest.tags)
+    made.parents = {version: list(map(dict, links)) for version, links in manifest.parents.items()}
     for number, entry in manifest.collections.items():
         rows = RowSet((), Tail(entry.spec))
         made.collections[number] = Collection(number, entry.spec, entry.created, rows, entry.horizon, entry.dropped)

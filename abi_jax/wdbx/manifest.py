@@ -1,7 +1,7 @@
 """Manifests: what is sealed, up to one version. docs/wdbx-format.md, "Manifests"."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,7 +51,10 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything up to `version`. `previous`: version and hash of the manifest before, None for the first."""
+    """Everything up to `version`. `previous`: version and hash of the manifest before, None for the first.
+
+    parents: what versions said of models that the store stands on.
+    """
 
     store: str
     version: int
@@ -62,6 +65,7 @@ class Manifest:
     segments: Mapping[int, SegmentEntry] = field(default_factory=dict)
     history: Mapping[str, HistoryEntry] = field(default_factory=dict)
     tags: Mapping[str, int] = field(default_factory=dict)
+    parents: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The bytes of the file."""
@@ -71,6 +75,7 @@ class Manifest:
                 str(number): asdict(each) | {"spec": each.spec.to_json()} for number, each in self.collections.items()
             },
             "segments": {str(number): asdict(each) for number, each in self.segments.items()},
+            "parents": {str(version): list(each) for version, each in self.parents.items()},
         }
         return canonical(said) + b"\n"
 
@@ -123,6 +128,7 @@ def parse_manifest(name: str, data: bytes) -> Manifest:
             {int(n): SegmentEntry(**e) for n, e in said["segments"].items()},
             {n: HistoryEntry(**e) for n, e in said["history"].items()},
             said["tags"],
+            {int(version): links for version, links in said["parents"].items()},
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         if isinstance(error, WdbxError):

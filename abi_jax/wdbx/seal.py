@@ -8,6 +8,7 @@ much can no longer be read, are merged with the tail on the way: there is no oth
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class _Plan:
     shares: list[_Share]
     heads: list[Head]
     tags: dict[str, int]
+    parents: dict[int, list[dict[str, Any]]]
     collections: dict[int, CollectionEntry]
 
 
@@ -117,7 +119,7 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
             each.spec, each.created, since if share.count or share.merged else each.horizon, each.dropped
         )
     heads = [head for head in contents.heads if head.version <= at.version]
-    return _Plan(at, shares, heads, dict(contents.tags), collections)
+    return _Plan(at, shares, heads, dict(contents.tags), dict(contents.parents), collections)
 
 
 def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed) -> None:
@@ -148,6 +150,7 @@ def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> 
         segments | {step.number: step.entry for step in steps},
         history,
         plan.tags,
+        plan.parents,
     )
     return manifest, steps
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from time import sleep
 
 from abi_jax.errors import InputError
+from abi_jax.lineage_receipt import Receipt
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import parse_history
-from abi_jax.wdbx.load import STORE_FILE, read_store, step_name
+from abi_jax.wdbx.load import STORE_FILE, about_hash, read_store, step_name
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
+from abi_jax.wdbx.receipt import receipt_findings
 from abi_jax.wdbx.seal import segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
@@ -31,10 +33,16 @@ ATTEMPTS, WAIT_SECONDS = 5, 0.05
 OWNERS = re.compile(rb"(process \d+\n)*")  # what the file `lock` may say
 
 
-def verify(storage: LocalStorage, progress: Progress = lambda file: None) -> list[Finding]:
+def verify(
+    storage: LocalStorage,
+    progress: Progress = lambda file: None,
+    receipt: Receipt | None = None,
+    public_key: str = "",
+) -> list[Finding]:
     """Everything that is wrong with a store. Raises `InputError` where there is none.
 
-    Another process may write to it meanwhile: what it is about is looked at again until it holds still.
+    receipt: whether the store is that of the receipt, or has grown since. public_key, hexadecimal: who must have signed
+    it. Another process may write to it meanwhile: what it is about is looked at again until it holds still.
     """
     pin = hold(storage, EVERYTHING)
     try:
@@ -45,6 +53,8 @@ def verify(storage: LocalStorage, progress: Progress = lambda file: None) -> lis
             if not found or (_state(storage) == before and not walk.written):
                 break
             sleep(WAIT_SECONDS)
+        if receipt is not None:
+            found += walk.compare(receipt, public_key)
         return found + list(walk.segments())
     finally:
         if pin is not None:
@@ -180,6 +190,13 @@ class _Walk:
                 continue
             if first:
                 self.line.add(heads, file)
+
+    def compare(self, receipt: Receipt, public_key: str) -> list[Finding]:
+        """What a receipt says that the store does not."""
+        about = ""
+        with contextlib.suppress(InputError):  # which is told already
+            about = about_hash(self.storage)
+        return receipt_findings(receipt, about, self.line.links(), self.line.version, public_key)
 
     def segments(self) -> Iterator[Finding]:
         """What is wrong with segments."""

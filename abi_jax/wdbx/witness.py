@@ -13,7 +13,7 @@ HEAD_FILE = "head"
 
 def checked_json(domain: str, said: Mapping[str, Any]) -> bytes:
     """`said` as a line of JSON, with `check`, the hash of the rest."""
-    return canonical({**said, "check": _check(domain, said)}) + b"\n"
+    return canonical({**said, "check": checked_hash(domain, said)}) + b"\n"
 
 
 def read_checked(domain: str, name: str, data: bytes) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_checked(domain: str, name: str, data: bytes) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads(data)
         check = said.pop("check")
-        whole = checked_json(domain, said) == data and check == _check(domain, said)
+        whole = checked_json(domain, said) == data and check == checked_hash(domain, said)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
@@ -29,7 +29,8 @@ def read_checked(domain: str, name: str, data: bytes) -> dict[str, Any]:
     return said
 
 
-def _check(domain: str, said: Mapping[str, Any]) -> str:
+def checked_hash(domain: str, said: Mapping[str, Any]) -> str:
+    """The hash that `checked_json` adds."""
     return sha256(domain, canonical(said)).hex()
 
 

@@ -94,6 +94,9 @@ class Head:
         return HEAD.size + self.length + (SIGNATURE_BYTES if self.flags & Flag.SIGNED else 0)
 
 
+EMPTY = Head(Kind.CREATE, 0, 0, 0, 0, 0, 0, bytes(32))  # the version before the first, which has no record
+
+
 @dataclass(frozen=True)
 class Record:
     """A version: what is said of it, and what it holds, as it is stored."""
