@@ -8,9 +8,10 @@ from abi_jax.wdbx.ask import Words, ask
 from abi_jax.wdbx.encoder import Encoder, encode
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
-from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion
+from abi_jax.wdbx.transfer.encoding import texts_of, with_vectors
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.versions import At
 from abi_jax.wdbx.view import Row, View
@@ -88,6 +89,7 @@ class CollectionHandle:
         fields: Sequence[str] | Mapping[str, str] | None = None,
         duplicates: str = "error",
         progress: bool = False,
+        document: str | None = None,
     ) -> int:
         """Writes many rows, straight into segments: as `upsert` does, in one version, all of them or none.
 
@@ -95,10 +97,15 @@ class CollectionHandle:
         arrays by name; an Arrow table, batch or stream; mappings. It is read a part at a time. id, vector: their
         columns, "id" and "vector" by default; without a column of ids, rows are known by their number. fields: which
         columns are metadata, perhaps by the fields' names; by default all others. duplicates: "error", or "last": of
-        rows of one id the last is kept. progress: shows a bar on standard error. Returns how many rows were read.
+        rows of one id the last is kept. progress: shows a bar on standard error. document: the column of texts, of a
+        file or an Arrow table; where that has no vectors, the encoder makes them. Returns how many rows were read.
         Raises `InputError` with the file and the number of the first row that does not fit; then nothing is written.
         """
         taken = dict(fields) if isinstance(fields, Mapping) else None if fields is None else {f: f for f in fields}
+        if (rows := texts_of(source, self.spec, document)) is not None:
+            source = with_vectors(rows, self.spec, self.encoder, document or DOCUMENT, vector, str(source))
+            if taken is not None:
+                taken = {name: column for name, column in taken.items() if column != document} | {DOCUMENT: DOCUMENT}
         return self._database.take_in(self._number, source, Columns(id, vector, taken), duplicates, progress)
 
     def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:

@@ -1,14 +1,20 @@
 """`abi wdbx`: each action on good input, and what it says of bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from abi_jax import wdbx
 from abi_jax.cli.wdbx import ACTIONS
+from abi_jax.cli.wdbx.encoder import SentenceEncoder
 from tests.cli.conftest import Abi
+
+ENCODER = Path(__file__).parents[1] / "model" / "golden" / "bge_tiny"
 
 
 @pytest.fixture
@@ -113,7 +119,82 @@ def test_which_collection(store: Path, abi: Abi) -> None:
     assert abi("wdbx", "get", store, "a", "--collection", "notes").status == 0
 
 
-@pytest.mark.parametrize("action", [each for each in ACTIONS if each != "create"])
+# --- import, and texts ----------------------------------------------------------------------------
+
+
+def test_import_makes_the_collection_that_a_file_needs(tmp_path: Path, abi: Abi) -> None:
+    table = pa.table(
+        {
+            "id": ["a", "b"],
+            "vector": pa.array([[1.0, 0.0], [0.0, 1.0]], pa.list_(pa.float32())),
+            "year": [2019, 2023],
+            "tags": [["x"], ["x", "y"]],
+        }
+    )
+    pq.write_table(table, tmp_path / "my notes.parquet")
+    path = tmp_path / "memory.wdbx"
+    done = abi("wdbx", "import", path, tmp_path / "my notes.parquet", "--json")
+    assert done.status == 0
+    assert done.json == {"collection": "my_notes", "version": done.json["version"], "imported": 2, "rows": 2}
+    found = abi("wdbx", "query", path, "[0, 1]", "--where", '{"tags": {"$contains": "x"}}', "--json").json["hits"]
+    assert [hit["id"] for hit in found] == ["b", "a"]
+    again = abi("wdbx", "import", path, tmp_path / "my notes.parquet")
+    assert again.status == 0 and "2 rows imported, collection my_notes has 2" in again.out
+
+
+def test_import_of_arrays(tmp_path: Path, abi: Abi) -> None:
+    np.save(tmp_path / "v.npy", np.eye(3, dtype=np.float32))
+    path = tmp_path / "memory.wdbx"
+    assert abi("wdbx", "import", path, tmp_path / "v.npy", "--metric", "l2", "--collection", "photos").status == 0
+    assert abi("wdbx", "query", path, "[0, 0, 1]", "-k", "1", "--json").json["hits"][0]["id"] == 2
+
+
+def test_texts_are_imported_and_found(tmp_path: Path, abi: Abi) -> None:
+    lines = [{"text": "reset the cluster", "lang": "en"}, {"text": "bake a cake"}, {"text": "the cluster is down"}]
+    (tmp_path / "faq.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    path = tmp_path / "memory.wdbx"
+    made = ("wdbx", "import", path, tmp_path / "faq.jsonl", "--document", "text")
+    bare = abi(*made)
+    assert bare.status == 2 and "no column 'vector'; expected vectors, or --encoder" in bare.err
+    assert not path.exists()
+    assert abi(*made, "--encoder", ENCODER).status == 0
+    encoder = SentenceEncoder(ENCODER)
+    scores = encoder([each["text"] for each in lines]) @ encoder.queries(["a cake"])[0]
+    best = int(np.argmax(scores))
+    hits = abi("wdbx", "query", path, "a cake", "--top-k", "1", "--json").json["hits"]
+    assert [(hit["id"], hit["document"]) for hit in hits] == [(best, lines[best]["text"])]
+    assert hits[0]["score"] == pytest.approx(float(scores[best]), abs=1e-5)
+    for mode, expected in (("keyword", {0, 2}), ("hybrid", {0, 1, 2})):
+        hits = abi("wdbx", "query", path, "cluster", "--mode", mode, "--json").json["hits"]
+        assert {hit["id"] for hit in hits} == expected
+    shown = abi("wdbx", "get", path, "0")
+    assert shown.out.split() == ["id", "since", "document", "metadata", "0", "3", "reset", "the", "cluster", "lang=en"]
+    with wdbx.open(path) as db:
+        assert db.collection("faq").spec.schema == (("lang", "str"), ("document", "str"))
+
+
+def test_an_encoder_that_went_away(tmp_path: Path, abi: Abi) -> None:
+    path, encoder = tmp_path / "memory.wdbx", tmp_path / "encoder"
+    shutil.copytree(ENCODER, encoder)
+    assert abi("wdbx", "create", path, "notes", "--encoder", encoder).status == 0
+    shutil.rmtree(encoder)
+    asked = abi("wdbx", "query", path, "cake")
+    assert asked.status == 2 and "was made with it, --encoder names another" in asked.err
+    assert abi("wdbx", "query", path, "cake", "--encoder", ENCODER).status == 0
+
+
+def test_a_text_that_is_missing(tmp_path: Path, abi: Abi) -> None:
+    (tmp_path / "faq.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    path = tmp_path / "memory.wdbx"
+    done = abi("wdbx", "import", path, tmp_path / "faq.jsonl", "--document", "text", "--encoder", ENCODER)
+    assert done.status == 2 and "'text' of row 1 is None" in done.err
+    assert abi("wdbx", "stats", path, "--json").json["collections"] == {}
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [each for each in ACTIONS if each not in ("create", "import")])
 def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
     more = {"query": ["[1, 0]"], "get": ["a"], "delete": ["a"], "at": ["1"]}
     asked = abi("wdbx", action, tmp_path / "nothing", *more.get(action, []))

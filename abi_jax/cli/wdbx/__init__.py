@@ -1,6 +1,7 @@
 """A store of vectors, with their texts and metadata: versioned, chained, searched.
 
   abi wdbx create memory.wdbx notes --encoder ~/models/all-MiniLM-L6-v2 --field lang=str --field year=int
+  abi wdbx import memory.wdbx notes.parquet
   abi wdbx query memory.wdbx "how do I reset the cluster" --top-k 5
   abi wdbx query memory.wdbx '[0.1, 0.7, ...]' --where '{"lang": "en", "year": {"$gte": 2020}}'
   abi wdbx query memory.wdbx query.npy --at 2026-03-01T12:00
@@ -8,7 +9,7 @@
   abi wdbx log memory.wdbx;  abi wdbx at memory.wdbx 17 --tag before-the-change
   abi wdbx verify memory.wdbx;  abi wdbx compact memory.wdbx;  abi wdbx stats memory.wdbx
 
-A store is a directory; `abi wdbx create` makes it. Where it has one collection, no --collection need be given. Exit
+A store is a directory; `create` and `import` make it. Where it has one collection, no --collection need be given. Exit
 status of verify 1 where anything is wrong, of get 1 where an id is not there. `abi wdbx ACTION --help` tells more.
 """
 
@@ -17,8 +18,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-HELP = "a store of vectors: create, query, versions, verify"
-ACTIONS = ("create", "query", "get", "delete", "log", "at", "verify", "compact", "stats")
+HELP = "a store of vectors: import, query, versions, verify"
+ACTIONS = ("create", "import", "query", "get", "delete", "log", "at", "verify", "compact", "stats")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Sequence[argparse.ArgumentParser]:

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from abi_jax.cli.wdbx.encoder import SentenceEncoder, add_encoder
 from abi_jax.errors import InputError
 
 HELP = "make a collection, and its store"
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TYPE",
         help="a field of metadata: str, int, float, bool, time, bytes, list[str] or list[int] (repeatable)",
     )
-    parser.add_argument("--encoder", type=Path, metavar="DIR", help="what makes vectors of texts")
+    add_encoder(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -44,10 +45,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if not given:
             raise InputError(f"--field {field!r}; expected NAME=TYPE, e.g. year=int")
         schema[name] = kind
-    if options.dim is None:
-        raise InputError("expected --dim, the numbers in a vector")
+    if options.dim is None and options.encoder is None:
+        raise InputError("expected --dim, the numbers in a vector, or --encoder")
+    encoder = None if options.encoder is None else SentenceEncoder(options.encoder)
     with wdbx.open(options.store) as db:
-        made = db.create_collection(options.collection, options.dim, options.metric, options.dtype, schema, options.ids)
+        made = db.create_collection(
+            options.collection, options.dim, options.metric, options.dtype, schema, options.ids, encoder
+        )
         version = db.version
     spec = made.spec
     if not options.json:

@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found = [row for row in rows.values() if row is not None]
     missing = [id_ for id_, row in rows.items() if row is None]
     if not options.json:
-        lines = [[row.id, row.born, told(row.metadata)] for row in found]
-        for line in table(["id", "since", "metadata"], lines) if lines else ():
+        lines = [[row.id, row.born, row.document or "", told(row.metadata)] for row in found]
+        for line in table(["id", "since", "document", "metadata"], lines) if lines else ():
             print(line)
         if options.vectors:
             for row in found:
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{id_} is not in {collection.name} at version {view.version}", file=sys.stderr)
     told_rows: list[dict[str, Any]] = [
         {"id": row.id, "born": row.born, "metadata": plain_metadata(row.metadata)}
+        | ({} if row.document is None else {"document": row.document})
         | ({"vector": row.vector.tolist()} if options.vectors else {})
         for row in found
     ]

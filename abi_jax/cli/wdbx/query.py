@@ -1,9 +1,10 @@
 """Find what is near a text or a vector.
 
-QUERY is a text, where the collection has an encoder; or a vector: a JSON list of numbers, or a .npy file with one or
-several. Scores: cosine and ip are best when high, l2 (squared distance) when low.
+QUERY is a text, where the collection has an encoder or --mode is keyword; or a vector: a JSON list of numbers, or a
+.npy file with one or several. Scores: cosine and ip are best when high, l2 (squared distance) when low.
 
   abi wdbx query memory.wdbx "how do I reset the cluster" --top-k 5
+  abi wdbx query memory.wdbx "error 4711" --mode keyword
   abi wdbx query memory.wdbx '[0.6, 0.8]' --where '{"lang": "en", "$or": [{"year": {"$gte": 2020}}, {"pinned": true}]}'
   abi wdbx query memory.wdbx queries.npy --at before-the-change --json
 """
@@ -13,6 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abi_jax.cli.wdbx.encoder import add_encoder, with_encoder
 from abi_jax.cli.wdbx.shared import (
     add_at,
     add_store,
@@ -39,8 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument("query", metavar="QUERY", help="a text, a JSON list of numbers, or a .npy file")
     parser.add_argument("--top-k", "-k", type=int, default=10, metavar="K", help="how many to find (default: 10)")
+    parser.add_argument(
+        "--mode",
+        default="vector",
+        metavar="HOW",
+        help="vector (default): nearness; keyword: its words (BM25); hybrid: both, fused by rank",
+    )
+    parser.add_argument("--text", metavar="TEXT", help="words to look for beside a vector, for --mode hybrid")
+    parser.add_argument("--fields", metavar="A,B", help="where to look for words (default: document)")
     parser.add_argument("--where", metavar="JSON", help='a filter, e.g. \'{"lang": "en", "year": {"$gte": 2020}}\'')
     add_at(parser)
+    add_encoder(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -49,18 +60,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     vectors = read_vectors(options.query)
     with open_store(options, "r") as db:
         collection = the_collection(db, options)
-        view = collection.view(version_of(options.at))
-        if vectors is None:
-            raise InputError(_no_encoder(collection, options.query))
-        many = view.search(vectors if vectors.ndim == 2 else vectors[None], options.top_k, where)
-        if not options.json:
-            for number, hits in enumerate(many):
-                if len(many) > 1:
-                    print(f"query {number}:")
-                _print(hits)
+        if vectors is None and options.mode != "keyword":
+            collection = with_encoder(db, collection, options.encoder)
+            if collection.encoder is None:
+                raise InputError(_no_encoder(collection, options.query))
+        asked: Any = options.query if vectors is None else vectors
+        version = db.resolve(version_of(options.at))
+        fields = options.fields.split(",") if options.fields else None
+        answers = collection.query(
+            asked, options.top_k, where, version, text=options.text, mode=options.mode, fields=fields
+        )
+    several = vectors is not None and vectors.ndim == 2
+    many: list[list[Hit]] = answers if several else [answers]
+    if not options.json:
+        for number, hits in enumerate(many):
+            if several:
+                print(f"query {number}:")
+            _print(hits)
     found = [[_as_json(hit) for hit in hits] for hits in many]
-    said: dict[str, Any] = {"collection": collection.name, "version": view.version}
-    return said | ({"hits": found[0]} if vectors is None or vectors.ndim == 1 else {"queries": found})
+    said = {"collection": collection.name, "version": version, "mode": options.mode}
+    return said | ({"queries": found} if several else {"hits": found[0]})
 
 
 def read_vectors(text: str) -> "np.ndarray | None":
@@ -83,16 +102,18 @@ def read_vectors(text: str) -> "np.ndarray | None":
 
 def _no_encoder(collection: "Collection", text: str) -> str:
     return (
-        f"query {text!r} is a text, and collection {collection.name} has no encoder to make a vector of it; "
-        f"expected a JSON list of {collection.spec.dim} numbers or a .npy file"
+        f"query {text!r} is a text, and collection {collection.name} has no encoder to make a vector of it; expected "
+        f"--encoder DIR, --mode keyword, a JSON list of {collection.spec.dim} numbers, or a .npy file"
     )
 
 
 def _as_json(hit: "Hit") -> dict[str, Any]:
-    return {"id": hit.id, "score": hit.score, "metadata": plain_metadata(hit.metadata)}
+    made = {"id": hit.id, "score": hit.score, "metadata": plain_metadata(hit.metadata)}
+    return made if hit.document is None else made | {"document": hit.document}
 
 
 def _print(hits: "list[Hit]") -> None:
-    rows = [[f"{hit.score:.4f}", hit.id, told(hit.metadata)] for hit in hits]
-    for line in table(["score", "id", "metadata"], rows):
+    texts = any(hit.document is not None for hit in hits)
+    rows = [[f"{hit.score:.4f}", hit.id, *([hit.document or ""] if texts else []), told(hit.metadata)] for hit in hits]
+    for line in table(["score", "id", *(["document"] if texts else []), "metadata"], rows):
         print(line)

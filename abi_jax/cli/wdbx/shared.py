@@ -33,7 +33,7 @@ def open_store(options: argparse.Namespace, mode: str) -> "Database":
     from abi_jax import wdbx
 
     if not (options.store / "wdbx.json").is_file():
-        raise InputError(f"{options.store} is not a WDBX store; abi wdbx create makes one")
+        raise InputError(f"{options.store} is not a WDBX store; abi wdbx create or import makes one")
     return wdbx.open(options.store, mode=mode)
 
 
