@@ -3,7 +3,9 @@
 from abi_jax.wdbx.collection import CollectionHandle as Collection
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.database import open_store as open
-from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, WdbxError
+from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, ProofError, WdbxError
+from abi_jax.wdbx.proof.check import Proven, check_proof
+from abi_jax.wdbx.proof.form import Proof, read_proof
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.view import Hit, Row, View
 
@@ -15,9 +17,14 @@ __all__ = [
     "Hit",
     "LockedError",
     "NoKeyError",
+    "Proof",
+    "ProofError",
+    "Proven",
     "Row",
     "Snapshot",
     "View",
     "WdbxError",
+    "check_proof",
     "open",
+    "read_proof",
 ]

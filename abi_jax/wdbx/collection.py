@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.errors import InputError
+from abi_jax.lineage_receipt import Receipt
 from abi_jax.wdbx.ask import Words, ask
 from abi_jax.wdbx.encoder import Encoder, encode
 from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.proof.form import Proof
 from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.text.bm25 import Bm25
@@ -111,6 +113,14 @@ class CollectionHandle:
     def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:
         """The rows of ids, in their order; None where there is none."""
         return self.view(at).get(ids)
+
+    def prove(self, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
+        """A proof of the id's row at a version, a tag or a time (now), or that it has none. See `wdbx.check_proof`.
+
+        to: the receipt that it will be checked with, made at that version or later (a link: of the last version). It is
+        small when little was written since the last sealing; where there is no row it shows others, beside its place.
+        """
+        return self._database.prove(self._number, id_, at, to)
 
     def query(
         self,

@@ -21,17 +21,19 @@ from abi_jax.wdbx.collect import collect, collect_at_close
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.contents import Collection, Contents
 from abi_jax.wdbx.encoder import Encoder
-from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.errors import DamagedError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import history_head, read_history
-from abi_jax.wdbx.load import STORE_FILE, Loaded, about_hash, first_log, load, load_while_written
+from abi_jax.wdbx.load import ATTEMPTS, STORE_FILE, Loaded, about_hash, first_log, load, load_while_written
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
 from abi_jax.wdbx.model_links import model_parent
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
+from abi_jax.wdbx.proof.form import Proof
+from abi_jax.wdbx.proof.make import prove
 from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.snapshot import Snapshot
@@ -322,6 +324,25 @@ class Database:
         if heads and version >= heads[0].version:
             return heads[version - heads[0].version]
         return history_head(self.storage, self._sealed.manifest, version)
+
+    @property
+    def store(self) -> bytes:
+        """The 16 bytes that the store is known by."""
+        return self._loaded.store
+
+    @property
+    def sealed(self) -> Sealed:
+        """The manifest in force."""
+        return self._sealed
+
+    def prove(self, number: int, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
+        """A proof of what collection `number` has of an id; see `CollectionHandle.prove`."""
+        version = resolve(at, self._contents, self.storage, self._sealed.manifest)
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(DamagedError), self._sealing:
+                return prove(self, number, id_, version, to)
+            self.refresh()  # its log was sealed by another process
+        return prove(self, number, id_, version, to)
 
     def receipt(self, sign_with: Ed25519PrivateKey | Path | str | None = None, at: At = None) -> Receipt:
         """A statement of what the store is at a version (now), to be kept elsewhere. See `verify`.

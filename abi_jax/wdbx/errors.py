@@ -19,5 +19,9 @@ class DamagedError(WdbxError):
     """What is stored is not what was written; see `abi wdbx verify`."""
 
 
+class ProofError(WdbxError):
+    """A proof does not show what it says, or not for the receipt or link it was checked with."""
+
+
 class NoKeyError(WdbxError):
     """The store is encrypted, and the key that was given, if any, does not open it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from abi_jax.lineage_digest import HASH, canonical
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
@@ -232,12 +233,19 @@ def segment_content(segment: Segment | None) -> bytes:
 
 def rows_root(segment: Segment) -> bytes:
     """The root of the tree over a segment's rows alone."""
-    found = []
-    for start in range(0, len(segment), HASHED_AT_ONCE):
-        stop = min(start + HASHED_AT_ONCE, len(segment))
-        since = segment.born[start:stop] - segment.first
-        metadata = segment.metadata.slice(start, stop - start)
-        vectors = np.asarray(segment.vectors[start:stop])
-        messages = row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata)
-        found.append(row_digests(messages))
-    return tree_levels(np.concatenate(found))[-1].tobytes()
+    return tree_levels(segment_digests(segment))[-1].tobytes()
+
+
+def segment_digests(segment: Segment) -> np.ndarray:
+    """The digest of every row of a segment that has any, uint8 `[n, 32]`."""
+    starts = range(0, len(segment), HASHED_AT_ONCE)
+    return np.concatenate([row_digests(segment_messages(segment, start, start + HASHED_AT_ONCE)) for start in starts])
+
+
+def segment_messages(segment: Segment, start: int, stop: int) -> pa.Array:
+    """What is hashed of rows `start` to `stop` of a segment."""
+    stop = min(stop, len(segment))
+    since = segment.born[start:stop] - segment.first
+    metadata = segment.metadata.slice(start, stop - start)
+    vectors = np.asarray(segment.vectors[start:stop])
+    return row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata)
