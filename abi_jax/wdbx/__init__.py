@@ -1,12 +1,16 @@
 """WDBX: a vector store that is versioned, chained and durable, and lives where the model does."""
 
 from abi_jax.wdbx.collection import CollectionHandle as Collection
+from abi_jax.wdbx.crypto.master import KeyService
+from abi_jax.wdbx.crypto.master import new_master as new_key
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.database import open_store as open
 from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, ProofError, WdbxError
+from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.proof.check import Proven, check_proof
 from abi_jax.wdbx.proof.form import Proof, read_proof
 from abi_jax.wdbx.snapshot import Snapshot
+from abi_jax.wdbx.verify import verify_store as verify
 from abi_jax.wdbx.view import Hit, Row, View
 
 __all__ = [
@@ -14,7 +18,9 @@ __all__ = [
     "DamagedError",
     "Database",
     "FencedError",
+    "Finding",
     "Hit",
+    "KeyService",
     "LockedError",
     "NoKeyError",
     "Proof",
@@ -25,6 +31,8 @@ __all__ = [
     "View",
     "WdbxError",
     "check_proof",
+    "new_key",
     "open",
     "read_proof",
+    "verify",
 ]

@@ -38,15 +38,15 @@ class Written:
 
 def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays: Mapping[str, np.ndarray]) -> Written:
     """Writes a step of rows, whose version is not known yet."""
-    files = _save(storage, number, arrays)
+    files = _save(storage, number, arrays, spec)
     stored = storage.load(step_name(number))
     segment = Segment(number, spec, 0, stored)
     return Written(segment, stored, rows_root(segment), files)
 
 
-def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
     name = step_name(number)
-    storage.save(name, arrays)
+    storage.save(name, arrays, spec.tenant)
     return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
 
 
@@ -83,7 +83,7 @@ def arrive(
     husk: tuple[int, dict[str, str]] | None = None
     if len(pairs):
         husk = storage.next_step(reserve=True), {}
-        husk = husk[0], _save(storage, husk[0], {"deaths": pairs})
+        husk = husk[0], _save(storage, husk[0], {"deaths": pairs}, collection.spec)
     try:
         with commits.paused():
             return _commit(storage, contents, commits, before, number, steps, deaths, husk)
@@ -121,7 +121,7 @@ def _commit(
         previous=(before.manifest.version, before.digest.hex()),
         segments={**before.manifest.segments, **entries},
     )
-    data = manifest.encode()
+    data = manifest.encode(storage.ring)
     made = Sealed(manifest, manifest_hash(data))
     storage.put(manifest_name(manifest.version, made.digest), data)
     segments = tuple(Segment(step.segment.number, collection.spec, version, step.arrays) for step in steps)

@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import Pin, held
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
 
 PATIENCE = 0.5  # seconds
 
@@ -45,6 +45,9 @@ def collect(storage: LocalStorage, sealed: Sealed, pins: Sequence[Pin]) -> None:
         for name in storage.names(folder):
             if f"{folder}/{name}" not in kept | reserved:
                 storage.delete(f"{folder}/{name}")
+    if storage.ring is not None:
+        there = [f"{folder}/{name}" for folder in FOLDERS for name in storage.names(folder)]
+        storage.ring.drop_unless(lambda of: any(name.startswith(of) for name in there))
 
 
 def _newest(sealed: Sealed) -> set[str]:

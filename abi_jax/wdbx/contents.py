@@ -10,7 +10,7 @@ from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.log.record import GENESIS, Head, Kind, Record
 from abi_jax.wdbx.rows import decode_ids, decode_rows
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.spec import CollectionSpec, read_spec
+from abi_jax.wdbx.spec import CollectionSpec, read_spec, unknown_spec
 from abi_jax.wdbx.tail import Tail
 
 
@@ -34,7 +34,7 @@ class Arrival:
 class Collection:
     """A collection at the last version.
 
-    horizon: the first version of it that can still be read. dropped: the version, 0 while it is there.
+    horizon: the first version of it that can still be read. dropped, erased: the version, 0 while it is there.
     deaths: of rows of segments, since the last sealing: segment, row, version.
     """
 
@@ -44,6 +44,7 @@ class Collection:
     rows: RowSet
     horizon: int = 0
     dropped: int = 0
+    erased: int = 0
     deaths: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
@@ -99,11 +100,31 @@ class Contents:
             result = self._take_in(head, self._said(record))
         elif head.kind is Kind.PARENTS:
             self.parents[head.version] = self._said(record)["parents"]
-        elif head.kind in (Kind.SETTINGS, Kind.ERASE):
+        elif head.kind is Kind.ERASE:
+            for number in self._said(record)["collections"]:
+                self._erase(number, head.version)
+        elif head.kind is Kind.SETTINGS:
             self._said(record)
+        self._go_on(head)
+        return result
+
+    def skip(self, head: Head) -> None:
+        """Goes on behind a version that nobody can read any more: its key was erased."""
+        if head.kind is Kind.CREATE:
+            spec = unknown_spec(head.collection)
+            rows = RowSet((), Tail(spec))
+            self.collections[head.collection] = Collection(head.collection, spec, head.version, rows, head.version)
+        self._go_on(head)
+
+    def _erase(self, number: int, version: int) -> None:
+        if number in self.collections:
+            spec, each = unknown_spec(number), self.collections[number]
+            each.spec, each.rows, each.deaths = spec, RowSet((), Tail(spec)), []
+            each.dropped, each.erased = each.dropped or version, version
+
+    def _go_on(self, head: Head) -> None:
         self.heads.append(head)
         self.version, self.time, self.link = head.version, head.time, head.link
-        return result
 
     def _said(self, record: Record) -> dict[str, Any]:
         try:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
-from uuid import uuid4
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -20,16 +19,21 @@ from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect, collect_at_close
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.contents import Collection, Contents
+from abi_jax.wdbx.create import create_store, refuse_other_folder
+from abi_jax.wdbx.crypto.master import KeySource, read_master
+from abi_jax.wdbx.crypto.records import RecordSeals
+from abi_jax.wdbx.crypto.signatures import check_signer, signing_key
 from abi_jax.wdbx.encoder import Encoder
+from abi_jax.wdbx.erase import erase_tenant, ring_of
 from abi_jax.wdbx.errors import DamagedError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import history_head, read_history
-from abi_jax.wdbx.load import ATTEMPTS, STORE_FILE, Loaded, about_hash, first_log, load, load_while_written
+from abi_jax.wdbx.load import ATTEMPTS, STORE_FILE, Loaded, about_hash, load, load_while_written, open_ring, read_about
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import EMPTY, Head, Kind
-from abi_jax.wdbx.manifest import FORMAT_VERSION, Sealed
+from abi_jax.wdbx.manifest import Sealed
 from abi_jax.wdbx.model_links import model_parent
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
 from abi_jax.wdbx.proof.form import Proof
@@ -45,7 +49,7 @@ from abi_jax.wdbx.transfer.sources import open_source
 from abi_jax.wdbx.verify import verify
 from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
 from abi_jax.wdbx.view import View
-from abi_jax.wdbx.witness import HEAD_FILE, Witness, checked_json
+from abi_jax.wdbx.witness import HEAD_FILE, Witness
 
 MODES = ("a", "r")
 RETENTION = 3600.0
@@ -62,10 +66,13 @@ class Database:
         retention: float = RETENTION,
         background: bool = True,
         encoder: Encoder | None = None,
+        key: KeySource | None = None,
+        sign_with: Ed25519PrivateKey | None = None,
     ) -> None:
         """retention: seconds for which every version can be read. background: seals without being asked.
 
-        encoder: makes vectors of texts, for collections that are not given one of their own.
+        encoder: makes vectors of texts, for collections that are not given one of their own. key: of an encrypted
+        store. sign_with: signs every version.
         """
         if mode not in MODES:
             raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
@@ -79,6 +86,8 @@ class Database:
         self._retention = retention
         self._encoder = encoder
         self._encoders: dict[int, Encoder] = {}
+        self._key = key
+        self._signer = sign_with
         self._changing = threading.RLock()
         self._sealing = threading.Lock()
         try:
@@ -87,6 +96,7 @@ class Database:
                 if background:
                     self._background = Background(self.seal, self._unsealed)
             else:
+                open_ring(storage, key)
                 self.refresh()
         except BaseException:
             self._unlock()
@@ -114,30 +124,21 @@ class Database:
     def _open_to_write(self) -> None:
         if self.storage.read(STORE_FILE) is None:
             refuse_other_folder(self.storage)
+            master = None if self._key is None else read_master(self._key)
             self.storage.make()
             self._lock = self.storage.lock()
             if self.storage.read(STORE_FILE) is None:
-                self._create()
-        else:
+                create_store(self.storage, master, self._signer)
+        open_ring(self.storage, self._key)
+        check_signer(self.storage, self._signer, read_about(self.storage)["public_keys"])
+        if self._lock is None:
             self._lock = self.storage.lock()
         self._loaded = load(self.storage)
         self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
         self._begin_log(self._loaded)
+        if self.storage.ring is not None:
+            self.storage.ring.drop(self._loaded.erased)
         collect(self.storage, self._sealed, held(self.storage))
-
-    def _create(self) -> None:
-        store = uuid4().bytes
-        head = first_log(store)
-        self.storage.put(f"log/{head.name}", head.encode())
-        said = {
-            "format": "wdbx",
-            "format_version": FORMAT_VERSION,
-            "store": store.hex(),
-            "created": int(datetime.now(UTC).timestamp() * 1e6),
-            "encryption": None,
-            "public_keys": [],
-        }
-        self.storage.put(STORE_FILE, checked_json("wdbx store", said))
 
     def _begin_log(self, loaded: Loaded) -> None:
         """Cuts off what a crash left, and begins a log file of a new epoch."""
@@ -162,7 +163,8 @@ class Database:
         position = Position(contents.version, contents.link, contents.time, epoch)
         assert self._lock is not None
         fence = Fence(self.storage, self._lock, epoch)
-        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check)
+        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, f"log/{head.name}")
+        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check, self._seals)
         self._witness(closed=False)
 
     def _witness(self, closed: bool, kept: Sequence[str] = ()) -> None:
@@ -174,9 +176,14 @@ class Database:
             raise WdbxError(f'{self.storage} is open for reading (or closed); expected mode="a" to write')
         return self._commits
 
-    def commit(self, kind: Kind, collection: int, rows: int, payload: bytes) -> tuple[int, Any]:
-        """Writes a version. Returns its number, and what applying it returned."""
-        made = self._writing().commit(Draft(kind, collection, rows, payload))
+    def commit(
+        self, kind: Kind, collection: int, rows: int, payload: bytes, tenant: str | None = None
+    ) -> tuple[int, Any]:
+        """Writes a version. Returns its number, and what applying it returned. tenant: the collection's."""
+        if tenant is None:
+            there = self._contents.collections.get(collection)
+            tenant = there.spec.tenant if there else ""
+        made = self._writing().commit(Draft(kind, collection, rows, payload, tenant))
         if self._background is not None:
             self._background.written()
         return made
@@ -199,24 +206,42 @@ class Database:
         schema: Mapping[str, Any] | None = None,
         ids: str = "str",
         encoder: Encoder | None = None,
+        tenant: str = "",
     ) -> CollectionHandle:
         """Makes a collection.
 
         metric: "cosine", "l2" or "ip". dtype: "float32", "float16", "bfloat16" or "int8". schema: types of metadata by
         field: str, int, float, bool, "time", "bytes", "list[str]", "list[int]". ids: "str" or "int".
         encoder: makes vectors of texts, here and now; its `name` is remembered, and there is a field `document` for
-        texts. `dim` is its `dimension`, where that is known and no other is said.
+        texts. `dim` is its `dimension`, where that is known and no other is said. tenant: whose data it is, of an
+        encrypted store; see `erase_tenant`.
         """
         if encoder is not None:
             dim = getattr(encoder, "dimension", None) if dim is None else dim
             schema = {**(schema or {}), DOCUMENT: "str"}
-        spec = make_spec(name, dim, metric, dtype, ids, schema, getattr(encoder, "name", ""))
+        spec = make_spec(name, dim, metric, dtype, ids, schema, getattr(encoder, "name", ""), tenant)
+        if tenant and self.storage.ring is None:
+            raise InputError(f"tenant {tenant!r}: {self.storage} is not encrypted, so that nobody's data can be erased")
         with self._changing:
             if name in self._contents.named():
                 raise InputError(f"collection {name!r} is there already; expected another name")
             number = max(self._contents.collections, default=0) + 1
-            self.commit(Kind.CREATE, number, 0, canonical(spec.to_json()))
+            self.commit(Kind.CREATE, number, 0, canonical(spec.to_json()), tenant)
         return self._handle(number, spec, encoder)
+
+    def rotate(self, key: KeySource) -> None:
+        """Wraps every data key with another master key, which opens the store from here on. Touches no data."""
+        self._writing()
+        ring_of(self.storage).rotate(read_master(key))
+
+    def erase_tenant(self, tenant: str) -> int:
+        """Takes all keys of a tenant away: what it wrote is noise from here on, in every copy of the files, too.
+
+        Returns the version. Its collections are dropped, and can be read at no version. The chain still verifies.
+        """
+        commits = self._writing()
+        with self._sealing, self._changing:
+            return erase_tenant(ring_of(self.storage), self._contents, commits, self._seals, tenant)
 
     def drop_collection(self, name: str) -> None:
         """Takes a collection away; versions in which it was there can be read as long as they are kept."""
@@ -247,6 +272,8 @@ class Database:
         """Collection `number` at a version, a tag or a time (now)."""
         collection = self._contents.collections[number]
         version = resolve(at, self._contents, self.storage, self._sealed.manifest)
+        if collection.erased:
+            raise InputError(f"collection {number} was erased at version {collection.erased}")
         if version < collection.created or (collection.dropped and version >= collection.dropped):
             raise InputError(f"collection {collection.spec.name!r} was not there at version {version}")
         if version < collection.horizon:
@@ -264,7 +291,10 @@ class Database:
         return {
             each.spec.name: self.view(each.number, version)
             for each in self._contents.collections.values()
-            if each.created <= version and not (each.dropped and version >= each.dropped) and version >= each.horizon
+            if not each.erased
+            and each.created <= version
+            and not (each.dropped and version >= each.dropped)
+            and version >= each.horizon
         }
 
     def snapshot(self) -> Snapshot:
@@ -445,23 +475,24 @@ class Database:
         self.close()
 
 
-def refuse_other_folder(storage: LocalStorage) -> None:
-    """Raises `InputError` where a new store would be made in a folder that holds something else."""
-    with contextlib.suppress(FileNotFoundError):
-        if storage.root.is_file():
-            raise InputError(f"{storage} is a file; expected a WDBX store, or a path where none is yet")
-        known = {"log", "lock", "manifests", "segments", "indexes", "history", "pins"}
-        strange = [name for name in storage.names("") if name not in known]
-        if strange:
-            raise InputError(f"{storage} is not empty and not a WDBX store: it has {strange[0]}; expected another path")
-
-
 def open_store(
-    path: str | Path, mode: str = "a", retention: float = RETENTION, encoder: Encoder | None = None
+    path: str | Path,
+    mode: str = "a",
+    retention: float = RETENTION,
+    encoder: Encoder | None = None,
+    *,
+    key: KeySource | None = None,
+    sign_with: Ed25519PrivateKey | str | Path | None = None,
 ) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
     retention: seconds for which every version can be read; later ones that are tagged or being read stay longer.
     encoder: makes vectors of texts (`encoder.py`), for collections that are not given one of their own.
+    key: the master key of an encrypted store: 32 bytes, the path of a file that holds them, `env:NAME`, or a key
+    service (`KeyService`). A store that is made with a key is encrypted. sign_with: an Ed25519 private key, or the path
+    of one in PEM, that signs every version; a store that is made with one takes no others.
+
+    Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
-    return Database(LocalStorage(Path(path)), mode, retention, encoder=encoder)
+    signer = None if sign_with is None else signing_key(sign_with)
+    return Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)

@@ -22,19 +22,25 @@ DOMAIN = b"abi-jax/wdbx row\0"
 
 
 def row_messages(
-    spec: CollectionSpec, ids: Ids | pa.Array, since: np.ndarray, vectors: np.ndarray, metadata: pa.Table
+    spec: CollectionSpec,
+    ids: Ids | pa.Array,
+    since: np.ndarray,
+    vectors: np.ndarray,
+    metadata: pa.Table,
+    salts: np.ndarray | None = None,
 ) -> pa.Array:
     """What is hashed of every row: large binary `[n]`.
 
-    since: versions from the segment's first to the row's birth.
+    since: versions from the segment's first to the row's birth. salts: uint8 `[n, 16]` of rows that are encrypted.
 
-    The domain, since (uint64), the vector, of every column a byte (1 where there is a value) and its value of fixed
-    width or the count of bytes or elements (uint32); then everything of variable width: the id (of type int: 8 bytes),
-    texts, elements of lists (texts after their counts of bytes).
+    The domain, the salt, since (uint64), the vector, of every column a byte (1 where there is a value) and its value of
+    fixed width or the count of bytes or elements (uint32); then everything of variable width: the id (of type int: 8
+    bytes), texts, elements of lists (texts after their counts of bytes).
     """
     count = len(since)
     fixed: list[np.ndarray] = [
         np.broadcast_to(np.frombuffer(DOMAIN, np.uint8), (count, len(DOMAIN))),
+        *([] if salts is None else [salts]),
         _bytes(since.astype("<u8")),
         _bytes(vectors),
     ]

@@ -9,7 +9,10 @@ import numpy as np
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
-from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.crypto.keyring import Keyring
+from abi_jax.wdbx.crypto.master import KeySource, read_master
+from abi_jax.wdbx.crypto.records import open_record
+from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, check_format, manifest_hash, manifest_name, parse_manifest
@@ -19,18 +22,23 @@ from abi_jax.wdbx.tail import Tail
 from abi_jax.wdbx.witness import HEAD_FILE, checked_hash, read_checked, read_witness
 
 STORE_FILE = "wdbx.json"
+ENCRYPTION = "AES-256-GCM"
 ATTEMPTS, WAIT_SECONDS = 5, 0.05
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A store as it was found. newest: its last log file; behind `newest.end` there may be a torn record."""
+    """A store as it was found. newest: its last log file; behind `newest.end` there may be a torn record.
+
+    erased: data keys that are to be taken away.
+    """
 
     store: bytes
     contents: Contents
     newest: Scan
     manifest: Manifest | None
     manifest_hash: bytes
+    erased: frozenset[int] = frozenset()
 
 
 def load(storage: LocalStorage) -> Loaded:
@@ -39,12 +47,13 @@ def load(storage: LocalStorage) -> Loaded:
     scans = read_logs(storage, store)
     newest = scans[-1]
     records = chained(scans)
+    erased = erased_keys(storage.ring, records)
     version, digest = newest.head.manifest, newest.head.manifest_hash
     for record in records:
         if record.head.kind is Kind.SEAL:
             said = json.loads(record.payload)
             version, digest = said["version"], bytes.fromhex(said["hash"])
-    manifest = read_manifest(storage, version, digest) if version else None
+    manifest = read_manifest(storage, version, digest, erased) if version else None
     contents = Contents() if manifest is None else open_sealed(storage, manifest)
     behind = [record for record in records if record.head.version > contents.version]
     if behind and behind[0].head.version != contents.version + 1:
@@ -52,7 +61,10 @@ def load(storage: LocalStorage) -> Loaded:
             f"{storage}: versions {contents.version + 1} to {behind[0].head.version - 1} are in no log file"
         )
     for record in behind:
-        contents.apply(record)
+        if record.head.data_key in erased:
+            contents.skip(record.head)
+        else:
+            contents.apply(open_record(storage.ring, record))
     if contents.link != newest.link and newest.next_version - 1 >= contents.version:
         raise DamagedError(f"{storage}: the logs do not go on from manifest {version}")
     witness = storage.read(HEAD_FILE)
@@ -63,7 +75,7 @@ def load(storage: LocalStorage) -> Loaded:
                 f"{storage}: the chain ends at version {contents.version}, and was at {said.version} before; "
                 "see abi wdbx verify"
             )
-    return Loaded(store, contents, newest, manifest, digest)
+    return Loaded(store, contents, newest, manifest, digest, erased)
 
 
 def load_while_written(storage: LocalStorage) -> Loaded:
@@ -94,6 +106,32 @@ def read_about(storage: LocalStorage) -> dict[str, Any]:
     said = read_checked("wdbx store", f"{storage}/{STORE_FILE}", data)
     check_format(said, f"{storage}/{STORE_FILE}")
     return said
+
+
+def open_ring(storage: LocalStorage, key: KeySource | None) -> None:
+    """Gives a storage the data keys of its store. Raises `NoKeyError` where `key` does not open it, or is missing."""
+    said = read_about(storage)
+    if said["encryption"] is None:
+        if key is not None:
+            raise InputError(f"{storage} is not encrypted; expected no key")
+        return
+    if said["encryption"] != ENCRYPTION:
+        raise WdbxError(f"{storage} is encrypted with {said['encryption']!r}; this abi-jax knows {ENCRYPTION!r}")
+    if key is None:
+        raise NoKeyError(f"{storage} is encrypted; expected its key: 32 bytes, a file, 'env:NAME' or a key service")
+    try:
+        storage.ring = Keyring.open(storage, bytes.fromhex(said["store"]), read_master(key))
+    except NoKeyError as error:
+        raise NoKeyError(f"{storage}: {error}") from None
+
+
+def erased_keys(ring: Keyring | None, records: list[Record]) -> frozenset[int]:
+    """Numbers of the data keys that records say are erased."""
+    found: set[int] = set()
+    for record in records if ring is not None else []:
+        if record.head.kind is Kind.ERASE:
+            found |= set(json.loads(open_record(ring, record).payload)["keys"])
+    return frozenset(found)
 
 
 def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
@@ -131,15 +169,15 @@ def chained(scans: list[Scan]) -> list[Record]:
     return made
 
 
-def read_manifest(storage: LocalStorage, version: int, digest: bytes) -> Manifest:
-    """The manifest up to `version`, whose hash must be `digest`."""
+def read_manifest(storage: LocalStorage, version: int, digest: bytes, erased: frozenset[int] = frozenset()) -> Manifest:
+    """The manifest up to `version`, whose hash must be `digest`. erased: data keys."""
     name = manifest_name(version, digest)
     data = storage.read(name)
     if data is None:
         raise DamagedError(f"{storage}/{name} is missing")
     if manifest_hash(data) != digest:
         raise DamagedError(f"{storage}/{name} is not the one that was sealed")
-    return parse_manifest(f"{storage}/{name}", data)
+    return parse_manifest(f"{storage}/{name}", data, storage.ring, erased)
 
 
 def step_name(number: int) -> str:
@@ -154,11 +192,14 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     made.tags = dict(manifest.tags)
     made.parents = {version: list(map(dict, links)) for version, links in manifest.parents.items()}
     for number, entry in manifest.collections.items():
-        rows = RowSet((), Tail(entry.spec))
-        made.collections[number] = Collection(number, entry.spec, entry.created, rows, entry.horizon, entry.dropped)
+        made.collections[number] = Collection(
+            number, entry.spec, entry.created, RowSet((), Tail(entry.spec)), entry.horizon, entry.dropped, entry.erased
+        )
     deaths = [np.zeros((0, 3), np.int64)]
     for number, step in sorted(manifest.segments.items()):
         collection = made.collections[step.collection]
+        if not collection.spec.known:
+            continue  # erased since
         arrays = storage.load(step_name(number))
         wanted = [name for name, count in (("deaths", step.deaths), ("vectors", step.rows)) if count]
         if missing := [name for name in wanted if name not in arrays]:

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from abi_jax.lineage_digest import HASH, canonical, sha256
+from abi_jax.wdbx.crypto.keyring import Keyring
+from abi_jax.wdbx.crypto.names import hide, show
 from abi_jax.wdbx.errors import DamagedError, WdbxError
-from abi_jax.wdbx.spec import CollectionSpec, read_spec
+from abi_jax.wdbx.spec import CollectionSpec, read_spec, unknown_spec
 
 FORMAT_VERSION = 1
 FOLDER = "manifests"
@@ -15,12 +17,13 @@ FOLDER = "manifests"
 
 @dataclass(frozen=True)
 class CollectionEntry:
-    """What a manifest says of a collection. dropped: the version, 0 while it is there."""
+    """What a manifest says of a collection. dropped, erased: the version, 0 while it is there."""
 
     spec: CollectionSpec
     created: int
     horizon: int
     dropped: int = 0
+    erased: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Manifest:
     tags: Mapping[str, int] = field(default_factory=dict)
     parents: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
-    def encode(self) -> bytes:
-        """The bytes of the file."""
+    def encode(self, ring: Keyring | None) -> bytes:
+        """The bytes of the file; with data keys, what it says in words is sealed."""
         said = asdict(self) | {
             "format_version": FORMAT_VERSION,
             "collections": {
@@ -77,7 +80,7 @@ class Manifest:
             "segments": {str(number): asdict(each) for number, each in self.segments.items()},
             "parents": {str(version): list(each) for version, each in self.parents.items()},
         }
-        return canonical(said) + b"\n"
+        return canonical(said if ring is None else hide(ring, said)) + b"\n"
 
 
 def manifest_name(version: int, digest: bytes) -> str:
@@ -112,11 +115,20 @@ def check_format(said: Mapping[str, Any], name: str) -> None:
         )
 
 
-def parse_manifest(name: str, data: bytes) -> Manifest:
-    """Reads a manifest's file. Raises `DamagedError` where it is none, `WdbxError` where it is of a newer format."""
+def parse_manifest(
+    name: str, data: bytes, ring: Keyring | None = None, erased: frozenset[int] = frozenset()
+) -> Manifest:
+    """Reads a manifest's file. Raises `DamagedError` where it is none, `WdbxError` where it is of a newer format.
+
+    ring: the data keys of an encrypted store; without them, and of those that are `erased`, collections have no names.
+    """
     try:
         said: dict[str, Any] = json.loads(data)
         check_format(said, name)
+        if ring is not None and "sealed" not in said:
+            raise DamagedError(f"{name} is not encrypted, in a store that is")
+        if "sealed" in said:
+            said = show(ring, name, said, erased, lambda number: unknown_spec(number).to_json())
         previous = said["previous"]
         return Manifest(
             said["store"],

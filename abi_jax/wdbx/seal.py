@@ -86,7 +86,7 @@ def seal(
         plan = _plan(contents, commits.position, horizon, everything)
         _roll(storage, store, commits, before)
     manifest, steps = _write(storage, store, plan, before)
-    data = manifest.encode()
+    data = manifest.encode(storage.ring)
     made = Sealed(manifest, manifest_hash(data))
     storage.put(manifest_name(manifest.version, made.digest), data)
     with commits.paused():
@@ -117,7 +117,11 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
         if share.count or share.deaths or share.merged:
             shares.append(share)
         collections[each.number] = CollectionEntry(
-            each.spec, each.created, since if share.count or share.merged else each.horizon, each.dropped
+            each.spec,
+            each.created,
+            since if share.count or share.merged else each.horizon,
+            each.dropped,
+            each.erased,
         )
     heads = [head for head in contents.heads if head.version <= at.version]
     return _Plan(at, shares, heads, dict(contents.tags), dict(contents.parents), collections)
@@ -129,7 +133,7 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
     sealed = 0 if before.manifest is None else before.manifest.version
     head = LogHead(store, at.epoch, at.version + 1, at.link, sealed, before.digest)
     if storage.put_new(f"log/{head.name}", head.encode()):
-        commits.go_on_in(storage.append_to(f"log/{head.name}"), LOG_HEAD.size)
+        commits.go_on_in(storage.append_to(f"log/{head.name}"), LOG_HEAD.size, f"log/{head.name}")
 
 
 def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
@@ -140,7 +144,12 @@ def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> 
         name, entry = write_history(storage, plan.heads)
         history[name] = entry
     gone = {each.number for share in plan.shares for each in share.merged}
-    segments = {number: entry for number, entry in (old.segments.items() if old else ()) if number not in gone}
+    there = {number for number, entry in plan.collections.items() if not entry.erased}
+    segments = {
+        number: entry
+        for number, entry in (old.segments.items() if old else ())
+        if number not in gone and entry.collection in there
+    }
     manifest = Manifest(
         store.hex(),
         plan.at.version,
@@ -169,7 +178,7 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int)
         arrays["deaths"] = deaths
     name = step_name(number)
     if arrays:
-        storage.save(name, arrays)
+        storage.save(name, arrays, spec.tenant)
     files = {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
     segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
     rows = len(segment) if segment else 0
@@ -248,4 +257,5 @@ def segment_messages(segment: Segment, start: int, stop: int) -> pa.Array:
     since = segment.born[start:stop] - segment.first
     metadata = segment.metadata.slice(start, stop - start)
     vectors = np.asarray(segment.vectors[start:stop])
-    return row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata)
+    salts = None if segment.salts is None else segment.salts[start:stop]
+    return row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata, salts)

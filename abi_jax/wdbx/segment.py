@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from abi_jax.wdbx.crypto.pages import SealedArrays
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
 from abi_jax.wdbx.search.codes import Codes, encode
@@ -27,8 +28,8 @@ class Segment:
         self.spec = spec
         self.first = first
         self._arrays = arrays
-        self.vectors = arrays["vectors"].view(spec.numpy_dtype)
-        self._born = arrays.get("born")
+        self._sealed = arrays if isinstance(arrays, SealedArrays) else None
+        self._count = self._sealed.shape("vectors")[0] if self._sealed else len(arrays["vectors"])
         self._died: np.ndarray | None = None
         self._postings: dict[str, Postings] = {}
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
@@ -36,7 +37,17 @@ class Segment:
             raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return self._count
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The vectors of the rows, `[n, dim]`."""
+        return self._arrays["vectors"].view(self.spec.numpy_dtype)
+
+    @cached_property
+    def salts(self) -> np.ndarray | None:
+        """What keeps the rows' digests from telling anything, uint8 `[n, 16]`; None where they are not encrypted."""
+        return self._sealed.salts(len(self)) if self._sealed else None
 
     @cached_property
     def ids(self) -> IdColumn:
@@ -60,9 +71,9 @@ class Segment:
     @cached_property
     def born(self) -> np.ndarray:
         """The version at which each row was born, int64 `[n]`."""
-        if self._born is None:
+        if "born" not in self._arrays:
             return np.broadcast_to(np.int64(self.first), len(self))
-        return self._born.astype(np.int64) + self.first
+        return self._arrays["born"].astype(np.int64) + self.first
 
     @cached_property
     def norms(self) -> np.ndarray:
@@ -95,7 +106,7 @@ class Segment:
 
     def alive(self, version: int) -> np.ndarray:
         """Which rows are alive at `version`, bool `[n]`."""
-        if self._born is None and version >= self.first:
+        if "born" not in self._arrays and version >= self.first:
             return np.ones(len(self), bool) if self._died is None else version < self._died
         return (self.born <= version) & (version < self.died)
 

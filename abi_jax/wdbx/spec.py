@@ -23,6 +23,7 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
 )
 ID_TYPES = ("str", "int")
 MAX_DIM = 65_536
+MAX_TENANT = 255
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 DOCUMENT = "document"  # the field that holds the text of a row
 RESERVED = ("id", "vector", "score")
@@ -46,6 +47,7 @@ class CollectionSpec:
 
     dtype: of what is stored. ids: "str" or "int". schema: metadata fields and their types, names of `TYPES`, in the
     order of their columns. encoder: what its users make vectors of texts with, a name or a path; empty: nothing known.
+    tenant: whose data it is, whose keys can be taken away; "" for nobody's in particular.
     """
 
     name: str
@@ -55,11 +57,17 @@ class CollectionSpec:
     ids: str = "str"
     schema: tuple[tuple[str, str], ...] = ()
     encoder: str = ""
+    tenant: str = ""
 
     @property
     def numpy_dtype(self) -> np.dtype:
         """The dtype of stored vectors."""
         return DTYPES[self.dtype]
+
+    @property
+    def known(self) -> bool:
+        """Whether this is what the collection was created as; see `unknown_spec`."""
+        return not self.name.startswith("(")
 
     @property
     def arrow_schema(self) -> pa.Schema:
@@ -76,8 +84,20 @@ def read_spec(said: Mapping[str, Any]) -> CollectionSpec:
     return CollectionSpec(**{**said, "schema": tuple((name, kind) for name, kind in said["schema"])})
 
 
+def unknown_spec(number: int) -> CollectionSpec:
+    """What stands for a collection whose key nobody has, or whoever reads has not: no name that one can be given."""
+    return CollectionSpec(f"(collection {number})", 1)
+
+
 def make_spec(
-    name: str, dim: Any, metric: str, dtype: Any, ids: str, schema: Mapping[str, Any] | None, encoder: str = ""
+    name: str,
+    dim: Any,
+    metric: str,
+    dtype: Any,
+    ids: str,
+    schema: Mapping[str, Any] | None,
+    encoder: str = "",
+    tenant: str = "",
 ) -> CollectionSpec:
     """A collection as a user describes it. Raises `InputError` with the value that does not fit."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -88,10 +108,12 @@ def make_spec(
         raise InputError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
     if ids not in ID_TYPES:
         raise InputError(f"ids {ids!r}: expected one of {', '.join(ID_TYPES)}")
+    if not isinstance(tenant, str) or len(tenant) > MAX_TENANT or not tenant.isprintable():
+        raise InputError(f"tenant {tenant!r}: expected a text of at most {MAX_TENANT} printable characters")
     fields = tuple((_field_name(field), _field_type(field, kind)) for field, kind in (schema or {}).items())
     if not isinstance(encoder, str):
         raise InputError(f"the encoder's name {encoder!r}: expected a text")
-    return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields, encoder)
+    return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields, encoder, tenant)
 
 
 def _dtype_name(dtype: Any) -> str:

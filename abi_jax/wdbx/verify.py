@@ -7,14 +7,18 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 from abi_jax.errors import InputError
 from abi_jax.lineage_receipt import Receipt
+from abi_jax.wdbx.crypto.check import wrong_keys, wrong_records
+from abi_jax.wdbx.crypto.keyring import KEYS_FILE
+from abi_jax.wdbx.crypto.master import KeySource
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import parse_history
-from abi_jax.wdbx.load import STORE_FILE, about_hash, read_store, step_name
+from abi_jax.wdbx.load import STORE_FILE, about_hash, erased_keys, open_ring, read_about, step_name
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
@@ -42,7 +46,8 @@ def verify(
     """Everything that is wrong with a store. Raises `InputError` where there is none.
 
     receipt: whether the store is that of the receipt, or has grown since. public_key, hexadecimal: who must have signed
-    it. Another process may write to it meanwhile: what it is about is looked at again until it holds still.
+    it. Another process may write to it meanwhile: what it is about is looked at again until it holds still. Of an
+    encrypted store whose storage has no data keys all is looked at but what only the keys open.
     """
     pin = hold(storage, EVERYTHING)
     try:
@@ -75,22 +80,30 @@ class _Walk:
         self.written = storage.written()
         self.line = Line()
         self.steps: dict[int, tuple[SegmentEntry, CollectionSpec, bool]] = {}  # and whether it must be there
+        self.erased: frozenset[int] = frozenset()
 
     def small_files(self) -> Iterator[Finding]:
         """What is wrong with everything but segments, and what does not belong there at all."""
         store: bytes | None = None
+        about: dict[str, Any] = {}
         try:
             if self.storage.read(STORE_FILE) is None and self.storage.names("log"):
                 raise DamagedError("is missing")
-            store = read_store(self.storage)
+            about = read_about(self.storage)
+            store = bytes.fromhex(about["store"])
         except DamagedError as error:
             yield Finding(STORE_FILE, "what the store is", str(error))
+        if about.get("encryption") is not None and store is not None:
+            self._read(KEYS_FILE)
+            yield from (Finding(KEYS_FILE, *wrong) for wrong in wrong_keys(self.storage, store))
         scans: list[Scan] = []
         for name in self.storage.names("log"):
             yield from self._log(name, store, scans)
         scans = in_order(scans)
         if not scans:
             yield Finding("log", "the last versions", "has no log file; expected at least one")
+        if store is not None:
+            yield from self._records(scans, store, about["public_keys"])
         pins: list[Pin] = []
         yield from self._pins(pins)
         kept = {pin.manifest for pin in pins}
@@ -119,6 +132,14 @@ class _Walk:
             yield Finding(file, "versions", "does not begin as a log of this store does")
             return
         scans.append(scan(head, data))
+
+    def _records(self, scans: list[Scan], store: bytes, public_keys: list[str]) -> Iterator[Finding]:
+        """What only somebody with the keys could have written, and signatures."""
+        with contextlib.suppress(DamagedError):  # a record that does not open is told below
+            self.erased = erased_keys(self.storage.ring, [record for each in scans for record in each.records])
+        for each in scans:
+            for version, wrong in wrong_records(self.storage.ring, each.records, self.erased, store, public_keys):
+                yield Finding(f"log/{each.head.name}", f"version {version}", wrong)
 
     def _pins(self, pins: list[Pin]) -> Iterator[Finding]:
         for name in self.storage.names("pins"):
@@ -152,7 +173,12 @@ class _Walk:
             elif manifest_hash(data).hex() != digest:
                 yield Finding(file, holds, "is not the one that was sealed")
             else:
-                manifests.append(parse_manifest(file, data))
+                ring = None if manifests else self.storage.ring  # those before are held by their hash
+                try:
+                    manifests.append(parse_manifest(file, data, ring, self.erased))
+                except DamagedError as error:
+                    yield Finding(file, f"what is sealed up to version {version}", str(error))
+                    manifests.append(parse_manifest(file, data, None))
                 wanted = manifests[-1].previous
                 self._know(manifests[-1], must=why == "in force")
         for file in sorted(kept - names - {""}):
@@ -218,7 +244,7 @@ class _Walk:
             elif _file_hash(there[path]) != digest:
                 yield Finding(file, holds, "is not what was sealed")
                 whole = False
-        if whole and step.rows:
+        if whole and step.rows and spec.known:
             try:
                 segment = Segment(number, spec, step.first, self.storage.load(folder))
                 content = segment_content(segment).hex()
@@ -248,3 +274,16 @@ def _unfinished(file: str) -> bool:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_store(
+    path: str | Path, key: KeySource | None = None, receipt: Receipt | None = None, public_key: str = ""
+) -> list[Finding]:
+    """Everything that is wrong with the store at `path`, which nobody needs to have open; see `Database.verify`.
+
+    key: of an encrypted store. Without it, all is verified but the contents of rows.
+    """
+    storage = LocalStorage(Path(path))
+    if key is not None:
+        open_ring(storage, key)
+    return verify(storage, receipt=receipt, public_key=public_key)

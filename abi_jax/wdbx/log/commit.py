@@ -4,10 +4,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import time_ns
-from typing import Any
+from typing import Any, Protocol
 
+from abi_jax.lineage_digest import HASH
 from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.log.record import Head, Kind, Record, payload_digest
 from abi_jax.wdbx.storage.operations import LogFile
@@ -15,12 +16,32 @@ from abi_jax.wdbx.storage.operations import LogFile
 
 @dataclass(frozen=True)
 class Draft:
-    """A version that has no number yet."""
+    """A version that has no number yet. tenant: whose data its payload is."""
 
     kind: Kind
     collection: int
     rows: int
     payload: bytes
+    tenant: str = ""
+
+
+class Seals(Protocol):
+    """What encrypts and signs records."""
+
+    def refused(self, draft: Draft) -> Exception | None:
+        """Why a draft can no longer be written, None where it can."""
+
+    def begin(self, log: str) -> None:
+        """Goes on in another log file."""
+
+    def failed(self) -> None:
+        """What was sealed last was not written: its version will be another one."""
+
+    def seal(self, head: Head, draft: Draft) -> tuple[Head, bytes]:
+        """A head with flags, data key and length, and the payload as it is stored."""
+
+    def sign(self, head: Head) -> bytes:
+        """What stands behind the payload."""
 
 
 @dataclass
@@ -56,8 +77,10 @@ class Commits:
         position: Position,
         apply: Callable[[Record], Any],
         fence: Callable[[], None] = lambda: None,
+        seals: Seals | None = None,
     ) -> None:
         self._log = log
+        self._seals = seals
         self.size = size
         self.position = position
         self._apply = apply
@@ -89,10 +112,12 @@ class Commits:
             self.check()
             yield
 
-    def go_on_in(self, log: LogFile, size: int) -> None:
+    def go_on_in(self, log: LogFile, size: int, name: str) -> None:
         """Writes to another file from here on. Only while `paused`."""
         self._log.close()
         self._log, self.size = log, size
+        if self._seals is not None:
+            self._seals.begin(name)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -101,10 +126,19 @@ class Commits:
             self._log.close()
 
     def _write(self, group: list[_Waiting]) -> None:
+        if self._seals is not None:
+            for each in group:
+                each.error = self._seals.refused(each.draft)
+                each.done = each.error is not None
+        group = [each for each in group if not each.done]
+        if not group:
+            return
         try:
             records = self._records([each.draft for each in group])
             self._append(b"".join(record.encode() for record in records))
         except Exception as error:
+            if self._seals is not None:
+                self._seals.failed()
             for each in group:
                 each.done, each.error = True, error
             return
@@ -113,7 +147,7 @@ class Commits:
         for each, record in zip(group, records, strict=True):
             each.done, each.version = True, record.head.version
             try:
-                each.result = self._apply(record)
+                each.result = self._apply(Record(record.head, each.draft.payload))
             except Exception as error:
                 each.error = error
                 self._broken = f"version {record.head.version} was written and could not be applied: {error}"
@@ -132,11 +166,17 @@ class Commits:
                 draft.collection,
                 draft.rows,
                 len(draft.payload),
-                payload_digest(draft.payload),
+                bytes(HASH),
                 group=number,
-            ).linked(link)
+            )
+            payload, signature = draft.payload, b""
+            if self._seals is not None:
+                head, payload = self._seals.seal(head, draft)
+            head = replace(head, digest=payload_digest(payload)).linked(link)
+            if self._seals is not None:
+                signature = self._seals.sign(head)
             link = head.link
-            made.append(Record(head, draft.payload))
+            made.append(Record(head, payload, signature))
         return made
 
     @property

@@ -49,7 +49,7 @@ def prove(database: "Database", number: int, id_: str | int, version: int, to: R
         number,
         id_,
         version,
-        "" if sealed.manifest is None else sealed.manifest.encode().decode(),
+        "" if sealed.manifest is None else sealed.manifest.encode(None).decode(),
         next((each.payload for each in behind if _puts_in_force(each, sealed)), b""),
         b"".join(each.head.encode() for each in behind),
         {each.head.version: each.payload for each in telling},
@@ -73,7 +73,7 @@ def _puts_in_force(record: Record, sealed: Sealed) -> bool:
 def _check_end(
     database: "Database", sealed: Sealed, records: list[Record], version: int, end: int, to: Receipt | None
 ) -> None:
-    if sealed.manifest is not None and sealed.manifest.store != database.store.hex():
+    if database.storage.ring is not None:
         raise WdbxError(f"{database.storage} is encrypted; proofs are of stores that are not")
     begin = next((each.head.version for each in records if _puts_in_force(each, sealed)), 0)
     if to is None:

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import numpy as np
 
+from abi_jax.wdbx.crypto.keyring import Keyring
+from abi_jax.wdbx.crypto.steps import open_step, seal_step
 from abi_jax.wdbx.errors import LockedError
 from abi_jax.wdbx.storage.arrays import open_arrays
 from abi_jax.wdbx.storage.operations import FileOperations, LogFile
@@ -65,11 +67,15 @@ def _locked(file: IO[Any], how: int) -> bool:
 
 
 class LocalStorage:
-    """Files of a store by their names, such as `manifests/00000000000000000007.json`."""
+    """Files of a store by their names, such as `manifests/00000000000000000007.json`.
+
+    ring: the data keys of an encrypted store, whose steps are sealed here; None for a plain one.
+    """
 
     def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
         self.root = root
         self.operations = operations or FileOperations()
+        self.ring: Keyring | None = None
         self.reserved: set[int] = set()  # steps of imports that go on
         self._numbering = threading.Lock()
         self._last_step = 0
@@ -172,9 +178,11 @@ class LocalStorage:
         else:
             self.operations.remove(path)
 
-    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes a step of arrays: whole and durable, or not at all."""
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
+        """Writes a step of arrays: whole and durable, or not at all. tenant: whose they are, "" for the store's."""
         path, partial = self._paths(name)
+        if self.ring is not None:
+            arrays = seal_step(self.ring, name, arrays, tenant)
         self._saving.add(partial.name)
         try:
             self.operations.save_arrays(partial, arrays)
@@ -198,9 +206,10 @@ class LocalStorage:
                 self.reserved.add(self._last_step)
             return self._last_step
 
-    def load(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a step, mapped."""
-        return open_arrays(self.root / name)
+    def load(self, name: str) -> Mapping[str, np.ndarray]:
+        """The arrays of a step: mapped, or, encrypted, opened when they are first asked for."""
+        arrays = open_arrays(self.root / name)
+        return arrays if self.ring is None else open_step(self.ring, name, arrays)
 
     def files(self, name: str) -> dict[str, Path]:
         """Every file of a step, by its path in it."""
