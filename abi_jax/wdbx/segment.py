@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +10,13 @@ import pyarrow as pa
 from abi_jax.wdbx.crypto.pages import SealedArrays
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
-from abi_jax.wdbx.search.codes import Codes, encode
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.tail import ALIVE
 from abi_jax.wdbx.text.postings import Postings, make_postings
 
-WORTH_CODES = 4096  # rows: fewer are looked at one and all in no more time
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.codes import Codes
 
 
 class Segment:
@@ -81,9 +81,11 @@ class Segment:
         return row_norms(self.vectors)
 
     @cached_property
-    def codes(self) -> Codes | None:
-        """Codes of the rows on the device; None where the rows are few."""
-        return encode(self.spec.metric, self.vectors, self.norms) if len(self) >= WORTH_CODES else None
+    def codes(self) -> "Codes":
+        """Codes of the vectors, in memory."""
+        from abi_jax.wdbx.search.codes import CodesMaker
+
+        return CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)
 
     @cached_property
     def metadata(self) -> pa.Table:

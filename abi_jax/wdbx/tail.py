@@ -1,7 +1,8 @@
 """Rows that only the log holds: in memory, in the order of their birth, searchable as soon as they are acknowledged."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,9 @@ from abi_jax.wdbx.ids import IdColumn
 from abi_jax.wdbx.rows import Rows
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.text.postings import GrowingPostings, Postings
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.codes import Codes, CodesMaker
 
 ALIVE = np.iinfo(np.int64).max  # the version at which a row dies that has not
 SMALLEST = 1024  # rows; room grows by doubling
@@ -86,6 +90,16 @@ class Tail:
     def alive(self, count: int, version: int) -> np.ndarray:
         """Which of the first `count` rows are alive at `version`, bool `[count]`."""
         return (self.born[:count] <= version) & (version < self.died[:count])
+
+    @cached_property
+    def _codes(self) -> "CodesMaker":
+        from abi_jax.wdbx.search.codes import CodesMaker
+
+        return CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype)
+
+    def codes(self, count: int) -> "Codes":
+        """Codes of the first `count` vectors; each is made once."""
+        return self._codes.of(self.vectors[:count])
 
     def metadata(self, count: int) -> pa.Table:
         """Metadata of the first `count` rows."""

@@ -10,9 +10,9 @@ import pyarrow as pa
 from abi_jax.errors import InputError
 from abi_jax.wdbx.filters import make_filter
 from abi_jax.wdbx.rows import make_ids, make_vectors
-from abi_jax.wdbx.search.engine import CodedPart, search
+from abi_jax.wdbx.search.engine import Part, search
 from abi_jax.wdbx.search.exact import best_first
-from abi_jax.wdbx.search.flat import Found, Part, row_norms
+from abi_jax.wdbx.search.flat import Found, row_norms
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.tail import Tail
@@ -148,13 +148,13 @@ class View:
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
 
-    def _parts(self, allowed: list[np.ndarray]) -> list[CodedPart]:
+    def _parts(self, allowed: list[np.ndarray]) -> list[Part]:
         parts = [
-            CodedPart(Part(each.vectors, each.norms, alive), each.codes)
+            Part(each.vectors, alive, lambda each=each: each.norms, lambda each=each: each.codes)  # type: ignore[misc]
             for each, alive in zip(self.segments, allowed, strict=False)
         ]
         tail = self.tail.vectors[: self.count]
-        return [*parts, CodedPart(Part(tail, row_norms(tail), allowed[-1]), None)]
+        return [*parts, Part(tail, allowed[-1], lambda: row_norms(tail), lambda: self.tail.codes(self.count))]
 
     def hits(self, found: Found, top_k: int, metric: str) -> list[Hit]:
         """What was found, with ids and metadata: the `top_k` best; of equal scores, the lower id first."""

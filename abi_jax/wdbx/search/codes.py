@@ -1,138 +1,165 @@
-"""Rows as int8 on the device: a scan of a quarter of the bytes, whose error is known, finds the blocks worth a look.
+"""Rows as int8: a quarter of the bytes, with an error that is known, to find out which rows are worth a look.
 
-A row x is s c + r with c int8; a query is q = t1 h + t2 l + r', h and l int8 (l only where it is free). Then
-
-    |q.x - (t1 h + t2 l).(s c)| <= |r'| |x| + |q - r'| |r|
-
-so that a block of rows can be left out for certain when the largest product in it is too low by more than that. What is
-found is exact; the code only says where to look.
+A row x is s c + r with c int8; a query is q = t h + e with h int16. Scores are higher the better: q.x, q.x / |x|, or
+2 q.x - |x|^2. Then |q.x - s t (c.h)| <= |q| |r| + |e| |x|: a row is left out for certain when `top_k` rows score more
+than s t (c.h) + |q| |r| + |e| |x|.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from threading import Lock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 64  # rows that are looked at together
-LADDER = (1 << 18, 1 << 16, 1 << 14, 1 << 12)  # rows of a program: few shapes, all compiled once
-LANES = 8  # queries of a program: what int8 products of a CPU are made for
-LARGEST = 127.0
-TINY = 2.0**-24
+from abi_jax.wdbx.search.kernels import GROUP, TILE, CodeArrays, QueryArrays, encode
+from abi_jax.wdbx.search.simd import WIDTH
+from abi_jax.wdbx.search.threads import shares
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Codes of `rows` rows from `start` on, padded: int8 `[n, D]`, and `scale`, `offset` float32 `[n]`."""
-
-    start: int
-    rows: int
-    codes: jax.Array
-    scale: jax.Array
-    offset: np.ndarray
+ROWS_AT_ONCE = 1 << 14  # of a type that is turned into float32 first
+ROUNDING = 2.0**-20  # of what float32 makes of a score, relative to lengths
+INFLATED = np.float32(1.0001)  # errors are computed in float32 themselves
+LARGEST = 32767
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes of all rows of a segment. residual, longest: the largest `|r|` and `|x|`, over `|x|` under cosine."""
+    """Codes of rows, whose scale has in it what the metric makes of it. longest: the largest |x|, 1 under cosine."""
 
-    metric: str
-    chunks: tuple[Chunk, ...]
-    residual: float
+    arrays: CodeArrays
     longest: float
+
+    def __len__(self) -> int:
+        return len(self.arrays.scale)
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the codes of rows stand, int32."""
+        return (self.inverse[rows] if len(self.arrays.names) else rows).astype(np.int32)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """Where the code of each row stands, int32 `[n]`."""
+        made = np.empty(len(self), np.int32)
+        made[self.arrays.names] = np.arange(len(self), dtype=np.int32)
+        return made
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
-        return sum(chunk.codes.nbytes + chunk.scale.nbytes for chunk in self.chunks)
-
-    def margin(self, queries: "QueryCodes") -> np.ndarray:
-        """By how much a score may be off, float64 `[B]`."""
-        dim = queries.parts.shape[-1]
-        found = queries.residuals * self.longest + queries.lengths * (self.residual + TINY * dim * self.longest)
-        return found * 2 if self.metric == "l2" else found
+        """Bytes of memory."""
+        return sum(each.nbytes for each in self.arrays)
 
 
-def sizes(rows: int) -> list[int]:
-    """Of what programs a scan of `rows` rows is made, largest first."""
-    made = []
-    for size in LADDER:
-        count, rows = divmod(rows, size)
-        made += [size] * count
-    return [*made, LADDER[-1]] if rows else made
+class CodesMaker:
+    """Codes of rows that are only ever added to: made when they are asked for, each row once."""
+
+    def __init__(self, metric: str, dim: int, dtype: np.dtype) -> None:
+        self._metric = metric
+        self._dim = dim
+        self._as_they_are = dtype == np.int8 and dim % WIDTH == 0
+        self._lock = Lock()
+        self._made = 0
+        self._longest = 0.0
+        self._codes = np.zeros((0, -(-dim // WIDTH) * WIDTH), np.int8)
+        self._scale = np.zeros(0, np.float32)
+        self._offset = np.zeros(0, np.float32)
+        self._error = np.zeros(0, np.float32)
+
+    def of(self, vectors: np.ndarray) -> Codes:
+        """Codes of `vectors` `[n, D]`, which begin with those of every call before."""
+        count = len(vectors)
+        with self._lock:
+            if count > self._made:
+                self._make_room(count)
+                self._make(vectors, self._made, count)
+                self._made = count
+            codes = vectors if self._as_they_are else self._codes[:count]
+            tiles = self._error[: -(-count // TILE)]
+            offset = self._offset[:count]
+            arrays = CodeArrays(np.asarray(codes), self._scale[:count], offset, tiles, np.zeros(0, np.int32))
+            return Codes(arrays, self._longest)
+
+    def _make_room(self, count: int) -> None:
+        """Arrays that are large enough; those in use stay as they are."""
+        if count <= len(self._scale):
+            return
+        rows = max(count, 2 * len(self._scale) if self._made else 0)
+        self._codes = _longer(self._codes, 0 if self._as_they_are else rows)
+        self._scale = _longer(self._scale, rows)
+        self._error = _longer(self._error, -(-rows // TILE))
+        self._offset = _longer(self._offset, rows if self._metric == "l2" else 0)
+
+    def _make(self, vectors: np.ndarray, begin: int, end: int) -> None:
+        left, length = np.empty(end - begin, np.float32), np.empty(end - begin, np.float32)
+
+        def fill(first: int, last: int) -> None:
+            for start in range(begin + first, begin + last, ROWS_AT_ONCE):
+                rows = slice(start, min(start + ROWS_AT_ONCE, begin + last))
+                about = slice(rows.start - begin, rows.stop - begin)
+                block = np.ascontiguousarray(vectors[rows], np.float32)
+                if vectors.dtype == np.int8:
+                    if not self._as_they_are:
+                        self._codes[rows, : self._dim] = vectors[rows]
+                    self._scale[rows], left[about] = 1, 0
+                    length[about] = np.sqrt(np.square(block).sum(axis=1))
+                else:
+                    encode(block, self._codes[rows], self._scale[rows], left[about], length[about])
+
+        shares(end - begin, fill)
+        unit = length if self._metric == "cosine" else np.float32(1)
+        double = np.float32(2 if self._metric == "l2" else 1)
+        self._scale[begin:end] *= double / unit
+        if self._metric == "l2":
+            self._offset[begin:end] = -np.square(length)
+        error = np.zeros(-(-end // TILE) * TILE - begin // TILE * TILE, np.float32)
+        error[begin % TILE :][: end - begin] = left / unit * double * INFLATED
+        tiles = self._error[begin // TILE : -(-end // TILE)]
+        np.maximum(tiles, error.reshape(-1, TILE).max(axis=1, initial=0), out=tiles)
+        self._longest = max(self._longest, 1.0 if self._metric == "cosine" else float(length.max(initial=0)))
 
 
-def encode(metric: str, vectors: np.ndarray, norms: np.ndarray) -> Codes:
-    """Codes of `vectors` `[n, D]`, whose norms are known."""
-    chunks = []
-    start, residual, longest = 0, 0.0, 0.0
-    for size in sizes(len(vectors)):
-        block = np.asarray(vectors[start : start + size]).astype(np.float32, copy=False)
-        norm = norms[start : start + size]
-        top = np.abs(block).max(axis=1)
-        scale = np.where(top > 0, top / LARGEST, 1).astype(np.float32)
-        codes = np.zeros((size, block.shape[1]), np.int8)
-        codes[: len(block)] = np.rint(block / scale[:, None])
-        left = np.sqrt(np.square(block - codes[: len(block)] * scale[:, None]).sum(axis=1, dtype=np.float64))
-        unit = norm if metric == "cosine" else np.ones_like(norm)
-        residual = max(residual, float((left / unit).max()))
-        longest = max(longest, float((norm / unit).max()))
-        padded = np.zeros(size, np.float32)
-        padded[: len(block)] = scale / unit * (2 if metric == "l2" else 1)
-        offset = np.full(size, -np.inf, np.float32)
-        offset[: len(block)] = -np.square(norm) if metric == "l2" else 0
-        chunks.append(Chunk(start, len(block), jax.device_put(codes), jax.device_put(padded), offset))
-        start += size
-    return Codes(metric, tuple(chunks), residual, longest)
+def _longer(array: np.ndarray, rows: int) -> np.ndarray:
+    made = np.zeros((rows, *array.shape[1:]), array.dtype)
+    made[: len(array)] = array
+    return made
 
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries as int8: `parts` `[groups, LANES, D]`, their `scales` `[groups, LANES]`; `[B]` lengths and errors.
+    """Queries as codes; what these leave of each, float64 `[B]`; the queries themselves, of length 1 under cosine.
 
-    per_query: parts of a query, which stand `LANES / per_query` apart.
+    exact: float64 `[B, D]`. squares: float64 `[B]`, of their lengths.
     """
 
-    parts: np.ndarray
-    scales: np.ndarray
-    lengths: np.ndarray
-    residuals: np.ndarray
-    per_query: int
+    metric: str
+    arrays: QueryArrays
+    left: np.ndarray
+    exact: np.ndarray
+    squares: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def slack(self, longest: float) -> np.ndarray:
+        """What a score may be off besides the error of the rows, float32 `[B]`."""
+        double = 2 if self.metric == "l2" else 1
+        made = double * longest * (self.left + ROUNDING * self.arrays.lengths)
+        return (made + (ROUNDING * longest**2 if self.metric == "l2" else 0)).astype(np.float32)
 
 
-def encode_queries(metric: str, queries: np.ndarray) -> QueryCodes:
-    """Codes of queries `[B, D]`; of length 1 under cosine. In two parts where few queries leave lanes empty."""
-    wide = queries.astype(np.float64)
+def make_query_codes(metric: str, queries: np.ndarray) -> QueryCodes:
+    """Codes of queries float32 `[B, D]`."""
+    exact = queries.astype(np.float64)
+    squares = np.square(exact).sum(axis=1)
     if metric == "cosine":
-        wide /= np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
-    per_query = 2 if len(wide) <= LANES // 2 else 1
-    lanes = LANES // per_query
-    groups = -(-len(wide) // lanes)
-    parts = np.zeros((groups, per_query, lanes, wide.shape[1]), np.int8)
-    scales = np.zeros((groups, per_query, lanes), np.float32)
-    left = np.zeros((groups * lanes, wide.shape[1]))
-    left[: len(wide)] = wide
-    for part in range(per_query):
-        top = np.abs(left).max(axis=1)
-        scale = np.where(top > 0, top / LARGEST, 1).astype(np.float32)
-        code = np.rint(left / scale[:, None])
-        left = left - code * scale[:, None].astype(np.float64)
-        parts[:, part] = code.reshape(groups, lanes, -1)
-        scales[:, part] = scale.reshape(groups, lanes)
-    lengths = np.sqrt(np.square(wide).sum(axis=1))
-    residuals = np.sqrt(np.square(left[: len(wide)]).sum(axis=1))
-    return QueryCodes(
-        parts.reshape(groups, LANES, -1), scales.reshape(groups, LANES), lengths + residuals, residuals, per_query
-    )
-
-
-@partial(jax.jit, static_argnames="per_query")
-def block_maxima(
-    codes: jax.Array, scale: jax.Array, offset: jax.Array, parts: jax.Array, scales: jax.Array, per_query: int
-) -> jax.Array:
-    """The largest score in every block of rows, float32 `[LANES / per_query, n / BLOCK]`."""
-    products = jnp.einsum("nd,bd->nb", codes, parts, preferred_element_type=jnp.int32).astype(jnp.float32) * scales
-    summed = products.reshape(len(codes), per_query, -1).sum(axis=1)
-    scored = summed * scale[:, None] + offset[:, None]
-    return scored.reshape(len(codes) // BLOCK, BLOCK, -1).max(axis=1).T
+        exact /= np.sqrt(squares)[:, None]
+        squares = np.ones(len(exact))
+    count, dim = exact.shape
+    padded = -(-dim // WIDTH) * WIDTH
+    most = min(LARGEST, (2**31 - 1) // (128 * padded))
+    top = np.abs(exact).max(axis=1)
+    steps = np.where(top > 0, top / most, 1).astype(np.float32)
+    rounded = np.rint(exact / steps[:, None])
+    codes = np.zeros((count + GROUP, padded), np.int16)
+    codes[:count, :dim] = rounded
+    left = np.sqrt(np.square(exact - rounded * steps[:, None].astype(np.float64)).sum(axis=1))
+    arrays = QueryArrays(codes, np.arange(count), steps, np.sqrt(squares).astype(np.float32))
+    return QueryCodes(metric, arrays, left, exact, squares)

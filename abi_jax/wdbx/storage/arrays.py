@@ -23,7 +23,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a step by name, mapped: nothing is read before it is used, and nothing can be written.
+    """The arrays of a step by name, mapped: nothing is read before it is used, and nothing reaches the files.
 
     Raises `DamagedError` where an array's file is missing or has another size than its description says.
     """
@@ -41,6 +41,6 @@ def _mapped(about: Path) -> np.ndarray:
     if 0 in shape:
         return np.zeros(shape, dtype)
     try:
-        return np.memmap(file, dtype, "r", shape=shape)
+        return np.memmap(file, dtype, "c", shape=shape)
     except (OSError, ValueError) as error:
         raise DamagedError(f"{file}: {error}; expected {shape} of {dtype}") from None
