@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -68,12 +69,13 @@ class _Search:
         """Looks at ranges of part `number`, in as many threads as they are worth."""
         part = self.parts[number]
         work = np.cumsum((ranges.ends - ranges.starts) * ranges.counts) * part.codes.arrays.codes.shape[1]
-        threads = max(1, min(workers(), int(work[-1]) // SHARE)) if len(work) else 0
-        edges = np.searchsorted(work, [work[-1] * i // threads for i in range(threads)]) if threads else []
+        if not len(work):
+            return
+        threads = max(1, min(workers(), int(work[-1]) // SHARE))
         while len(self.kept) < threads:
             self.kept.append(_nothing_kept(len(self.queries), self.top_k))
-        pairs = list(zip(edges, [*edges[1:], len(work)], strict=True)) if threads else []
-        run([lambda i=i, a=a, b=b: self._scan(number, ranges, a, b, i) for i, (a, b) in enumerate(pairs)])  # type: ignore[misc]
+        edges = [*np.searchsorted(work, [work[-1] * i // threads for i in range(threads)]).tolist(), len(work)]
+        run([partial(self._scan, number, ranges, edges[i], edges[i + 1], i) for i in range(threads)])
 
     def _scan(self, number: int, ranges: Ranges, first: int, last: int, thread: int) -> None:
         part, base = self.parts[number], int(self.bases[number])

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 SMALLEST = 4096  # rows that are worth a thread
 
@@ -31,4 +31,4 @@ def shares(rows: int, work: Callable[[int, int], None], smallest: int = SMALLEST
     """Calls `work(first, last)` for as many parts of `rows` rows as there are cores and they are worth."""
     count = max(1, min(workers(), rows // smallest))
     edges = [rows * i // count for i in range(count + 1)]
-    run([lambda i=i: work(edges[i], edges[i + 1]) for i in range(count)])  # type: ignore[misc]
+    run([partial(work, edges[i], edges[i + 1]) for i in range(count)])
