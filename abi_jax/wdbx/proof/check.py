@@ -72,7 +72,7 @@ class _Check:
         proof = self.proof
         if proof.manifest:
             self.manifest = parse_manifest("its manifest", proof.manifest.encode())
-            _require(self.manifest.encode().decode() == proof.manifest, "its manifest is not as it is written")
+            _require(self.manifest.encode(None).decode() == proof.manifest, "its manifest is not as it is written")
         self._chain(trusted, public_key)
         self._in_force()
         last = self.heads[-1]
