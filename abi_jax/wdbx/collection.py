@@ -1,6 +1,7 @@
 """A collection of an open store: what is written to it, read and searched by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.errors import InputError
@@ -19,7 +20,10 @@ from abi_jax.wdbx.versions import At
 from abi_jax.wdbx.view import Row, View
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from abi_jax.wdbx.database import Database
+    from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
 
 
 class CollectionHandle:
@@ -29,6 +33,7 @@ class CollectionHandle:
         """encoder: makes vectors of texts; without it, vectors must be given."""
         self._database = database
         self._number = number
+        self._mesh: MeshSearch | None = None
         self.spec = spec
         self.encoder = encoder
 
@@ -46,7 +51,16 @@ class CollectionHandle:
 
     def view(self, at: At = None) -> View:
         """The collection at a version, a tag or a time (now)."""
-        return self._database.view(self._number, at)
+        made = self._database.view(self._number, at)
+        return made if self._mesh is None else replace(made, mesh=self._mesh)
+
+    def on(self, mesh: "Mesh | MeshSearch", config: "MeshConfig | None" = None) -> "CollectionHandle":
+        """The collection, searched on the devices of a mesh, which keep its vectors as long as this is used."""
+        from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
+
+        made = CollectionHandle(self._database, self._number, self.spec)
+        made._mesh = on_mesh(mesh, config)
+        return made
 
     def upsert(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -51,6 +51,11 @@ from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
 from abi_jax.wdbx.view import View
 from abi_jax.wdbx.witness import HEAD_FILE, Witness
 
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from abi_jax.wdbx.search.mesh import MeshSearch
+
 MODES = ("a", "r")
 RETENTION = 3600.0
 SEAL_AT_CLOSE = 64 << 10  # bytes of a log
@@ -78,6 +83,7 @@ class Database:
             raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
         self.storage = storage
         self.mode = mode
+        self.mesh: MeshSearch | None = None
         self._lock: WriterLock | None = None
         self._pin: PinFile | None = None
         self._began = False  # to change what is stored
@@ -279,7 +285,7 @@ class Database:
         if version < collection.horizon:
             raise InputError(f"version {version} is no longer kept; expected {collection.horizon} or later")
         rows = collection.rows
-        return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count)
+        return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count, self.mesh)
 
     def resolve(self, at: At = None) -> int:
         """The version that `at` means: itself, a tag's, the last at a time, or the last."""
@@ -483,6 +489,7 @@ def open_store(
     *,
     key: KeySource | None = None,
     sign_with: Ed25519PrivateKey | str | Path | None = None,
+    mesh: "Mesh | MeshSearch | None" = None,
 ) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
@@ -490,9 +497,15 @@ def open_store(
     encoder: makes vectors of texts (`encoder.py`), for collections that are not given one of their own.
     key: the master key of an encrypted store: 32 bytes, the path of a file that holds them, `env:NAME`, or a key
     service (`KeyService`). A store that is made with a key is encrypted. sign_with: an Ed25519 private key, or the path
-    of one in PEM, that signs every version; a store that is made with one takes no others.
+    of one in PEM, that signs every version; a store that is made with one takes no others. mesh: devices that hold the
+    vectors of all collections and search them; None: this host does.
 
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
     signer = None if sign_with is None else signing_key(sign_with)
-    return Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)
+    made = Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)
+    if mesh is not None:
+        from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
+
+        made.mesh = on_mesh(mesh)
+    return made

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,15 @@ from abi_jax.wdbx.rows import make_ids, make_vectors
 from abi_jax.wdbx.search.engine import Part, search
 from abi_jax.wdbx.search.exact import best_first
 from abi_jax.wdbx.search.flat import Found, row_norms
+from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.tail import Tail
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.search import keyword_search
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.mesh import MeshSearch
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class View:
-    """Rows of `segments`, then the first `count` of `tail`, of which those are there that are alive at `version`."""
+    """Rows of `segments`, then the first `count` of `tail`, of which those are there that are alive at `version`.
+
+    mesh: where it is searched; None: on this host.
+    """
 
     spec: CollectionSpec
     version: int
     segments: tuple[Segment, ...]
     tail: Tail
     count: int
+    mesh: "MeshSearch | None" = None
 
     def __len__(self) -> int:
         return sum(int(np.count_nonzero(alive)) for alive in self.alive())
@@ -119,7 +127,11 @@ class View:
         """
         check_top_k(top_k)
         checked = make_vectors(self._query_spec(), queries, "query")
-        found = search(self._parts(self.allowed(where)), self.spec.metric, checked, top_k)
+        allowed = self.allowed(where)
+        if self.mesh is not None:
+            found = self.mesh(self.spec, self._mesh_parts(allowed), self.spec.metric, checked, top_k)
+        else:
+            found = search(self._parts(allowed), self.spec.metric, checked, top_k)
         return [self.hits(each, top_k, self.spec.metric) for each in found]
 
     def keyword(
@@ -155,6 +167,10 @@ class View:
         ]
         tail = self.tail.vectors[: self.count]
         return [*parts, Part(tail, allowed[-1], lambda: row_norms(tail), lambda: self.tail.codes(self.count))]
+
+    def _mesh_parts(self, allowed: list[np.ndarray]) -> list[MeshPart]:
+        parts = [MeshPart(each, each.vectors, alive) for each, alive in zip(self.segments, allowed, strict=False)]
+        return [*parts, MeshPart(self.tail, self.tail.vectors[: self.count], allowed[-1])]
 
     def hits(self, found: Found, top_k: int, metric: str) -> list[Hit]:
         """What was found, with ids and metadata: the `top_k` best; of equal scores, the lower id first."""

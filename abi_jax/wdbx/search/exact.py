@@ -8,14 +8,14 @@ import numpy as np
 
 
 def exact_scores(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Scores of `vectors` `[n, D]` for `query` `[D]`, float32 `[n]`."""
+    """Scores of `vectors` `[n, D]` for `query` `[D]`, or one query each `[n, D]`, float32 `[n]`."""
     q, x = query.astype(np.float64), vectors.astype(np.float64)
     if metric == "l2":
         made = np.square(x - q).sum(axis=1)
     else:
         made = (x * q).sum(axis=1)
         if metric == "cosine":
-            made /= np.sqrt(np.square(x).sum(axis=1)) * np.sqrt(np.square(q).sum())
+            made /= np.sqrt(np.square(x).sum(axis=1)) * np.sqrt(np.square(q).sum(axis=-1))
     with np.errstate(over="ignore"):
         return made.astype(np.float32)
 

@@ -1,0 +1,237 @@
+"""Search on a mesh is exact: ids and scores of NumPy, on any number of devices, whatever they compute in."""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from abi_jax import wdbx
+from abi_jax.errors import InputError
+from abi_jax.sharding import MeshConfig as Devices
+from abi_jax.sharding import make_mesh, use
+from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
+
+ROWS, DIM, TOP_K, PAGE = 2400, 24, 7, 128
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
+METRICS = ["cosine", "l2", "ip"]
+
+
+def mesh_of(devices: int) -> Mesh:
+    return jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def naive(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    q, x = query.astype(np.float64), vectors.astype(np.float64)
+    if metric == "l2":
+        return ((q - x) ** 2).sum(1)
+    scores = (q * x).sum(1)
+    return scores / np.linalg.norm(x, axis=1) / np.linalg.norm(q) if metric == "cosine" else scores
+
+
+def check(found: list[list[wdbx.Hit]], metric: str, queries: np.ndarray, vectors: np.ndarray, kept: np.ndarray) -> None:
+    for query, hits in zip(queries, found, strict=True):
+        scores = naive(metric, query, vectors)
+        keys = np.where(kept, (scores if metric == "l2" else -scores).astype(np.float32), np.inf)
+        best = np.lexsort((np.arange(len(keys)), keys))[: min(TOP_K, int(kept.sum()))]
+        assert [hit.id for hit in hits] == best.tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], scores[best], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Clusters, with many rows that are there more than once."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(20, DIM))
+    vectors = centers[rng.integers(0, 20, ROWS)] + 0.3 * rng.normal(size=(ROWS, DIM))
+    vectors[rng.integers(0, ROWS, 400)] = vectors[:400]
+    return vectors, centers[:9] + 0.2 * rng.normal(size=(9, DIM))
+
+
+Case = tuple[wdbx.Collection, list[tuple[int, np.ndarray, np.ndarray]], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def cases(data: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Any, Case]]:
+    """Collections by metric and dtype: two segments and a tail, with versions: number, vectors, which are there."""
+    with wdbx.open(tmp_path_factory.mktemp("mesh") / "store") as db:
+        made: dict[Any, Case] = {}
+        for metric in METRICS:
+            for dtype, kind in DTYPES.items():
+                vectors, queries = (30 * each if dtype == "int8" else each for each in data)
+                vectors = (np.clip(np.rint(vectors), -128, 127) if dtype == "int8" else vectors).astype(kind)
+                c = db.create_collection(f"{metric}-{dtype}", DIM, metric, dtype, {"even": bool}, ids="int")
+                made[metric, dtype] = c, [], queries.astype(np.float32)
+                third = ROWS // 3
+                alive = np.zeros(ROWS, bool)
+                for start in range(0, ROWS, third):
+                    ids = np.arange(start, start + third)
+                    version = c.upsert(ids, vectors[ids], {"even": (ids % 2 == 0).tolist()})
+                    alive[ids] = True
+                    made[metric, dtype][1].append((version, vectors.copy(), alive.copy()))
+                    if start < 2 * third:
+                        db.seal()
+                gone, new = np.arange(0, ROWS, 5), np.arange(1, ROWS, 40)
+                c.delete(gone)
+                alive[gone] = False
+                vectors[new] = vectors[new + 1]
+                c.upsert(new, vectors[new], {"even": (new % 2 == 0).tolist()})
+                made[metric, dtype][1].append((db.version, vectors.copy(), alive.copy()))
+        yield made
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_as_numpy(devices: int, cases: dict[Any, Case]) -> None:
+    """All metrics and dtypes, with deletes, updates, a filter and older versions."""
+    mesh = mesh_of(devices)
+    for (metric, _), (collection, versions, queries) in cases.items():
+        c = collection.on(mesh, MeshConfig(rows_per_page=PAGE))
+        for version, vectors, alive in versions:
+            check(c.view(version).search(queries, TOP_K), metric, queries, vectors, alive)
+        even = alive & (np.arange(ROWS) % 2 == 0)
+        check(c.view().search(queries, TOP_K, {"even": True}), metric, queries, vectors, even)
+        hit = c.query(queries[0], top_k=1)[0]
+        assert hit == collection.query(queries[0], top_k=1)[0]
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_in_a_shorter_type(compute: str, cases: dict[Any, Case]) -> None:
+    """What devices compute in does not change the answer; queries of one part and of two."""
+    for (metric, _), (collection, versions, queries) in cases.items():
+        c = collection.on(mesh_of(4), MeshConfig(compute, rows_per_page=PAGE))
+        _, vectors, alive = versions[-1]
+        many = np.tile(queries, (2, 1))
+        check(c.view().search(queries[:3], TOP_K), metric, queries[:3], vectors, alive)
+        check(c.view().search(many, TOP_K), metric, many, vectors, alive)
+
+
+def test_through_little_memory(cases: dict[Any, Case]) -> None:
+    """Collections larger than the budget, and the same budget for all of them."""
+    page = PAGE * (DIM * 4 + 9)
+    mesh = MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE, bytes_per_device=4 * page))
+    for (metric, dtype), (collection, versions, queries) in cases.items():
+        if dtype in ("float32", "int8"):
+            c = collection.on(mesh)
+            for version, vectors, alive in versions[-2:]:
+                check(c.view(version).search(queries[:4], TOP_K), metric, queries[:4], vectors, alive)
+                assert 0 < mesh.nbytes <= 4 * page
+    with pytest.raises(InputError, match="bytes_per_device 20000: expected at least"):
+        collection.on(mesh_of(2), MeshConfig(rows_per_page=PAGE, bytes_per_device=20000)).query(queries[0])
+
+
+def test_more_ties_than_devices_return(tmp_path: Path) -> None:
+    """Where hundreds of rows tie, all of them are asked for, and the lowest ids win."""
+    rng = np.random.default_rng(1)
+    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE))) as db:
+        for metric in METRICS:
+            c = db.create_collection(metric, DIM, metric, ids="int")
+            vectors = rng.normal(size=(1000, DIM)).astype(np.float32)
+            vectors[rng.permutation(1000)[:400]] = 2 * vectors[0]
+            c.upsert(np.arange(1000), vectors)
+            queries = np.stack([3 * vectors[0], vectors[5]])
+            check(c.view().search(queries, TOP_K), metric, queries, vectors, np.ones(1000, bool))
+
+
+def test_more_asked_for_than_there_are(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "store", mesh=mesh_of(4)) as db:
+        c = db.create_collection("c", 2, "ip")
+        assert c.query([1, 0]) == []
+        c.upsert(["b", "a", "c"], [[1, 0], [1, 0], [0, 1]])
+        assert [(hit.id, hit.score) for hit in c.view().search([[1, 0]], 10_000)[0]] == [("a", 1), ("b", 1), ("c", 0)]
+        c.delete(["a", "b", "c"])
+        assert c.query([1, 0]) == []
+
+
+@pytest.fixture
+def compilations() -> Iterator[Callable[[], int]]:
+    """Counts the programs that JAX compiled, or loaded compiled."""
+    seen: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: len(seen)
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def mixed(db: wdbx.Database, c: wdbx.Collection, rng: np.random.Generator, count: int) -> None:
+    """Writes, deletes, seals and searches of all kinds."""
+    for _ in range(count):
+        kind = rng.random()
+        if kind < 0.2:
+            some = rng.integers(0, 3000, rng.integers(1, 40))
+            c.upsert(np.unique(some), rng.normal(size=(len(np.unique(some)), 8)), {"n": (np.unique(some) % 7).tolist()})
+        elif kind < 0.3:
+            c.delete(rng.integers(0, 3000, 5))
+        elif kind < 0.31:
+            db.seal()
+        else:
+            where = {"n": {"$gte": int(rng.integers(0, 7))}} if kind < 0.5 else None
+            at = max(db.version - int(rng.integers(0, 50)), 2) if kind < 0.6 else None
+            c.query(rng.normal(size=(rng.integers(1, 12), 8)), int(rng.integers(1, 12)), where, at)
+
+
+@pytest.mark.slow
+def test_no_recompilation(tmp_path: Path, compilations: Callable[[], int]) -> None:
+    """Mixed operations, in whatever context a caller is, compile nothing once each shape was seen."""
+    rng = np.random.default_rng(2)
+    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshConfig(rows_per_page=128))) as db:
+        c = db.create_collection("c", 8, "l2", schema={"n": int}, ids="int")
+        for start in range(0, 9000, 3000):  # the last ones replace the first, which versions before still have
+            c.upsert(np.arange(start, start + 3000) % 3000, rng.normal(size=(3000, 8)), {"n": [0] * 3000})
+        mixed(db, c, rng, 150)
+        before = compilations()
+        assert before > 0
+        mixed(db, c, rng, 350)
+        with use(make_mesh(Devices(data=4, tensor=2))):
+            mixed(db, c, rng, 100)
+        assert compilations() == before
+
+
+def test_pages_come_and_go(tmp_path: Path) -> None:
+    """New rows take new pages only; pages of a segment that is gone are free."""
+    rng = np.random.default_rng(3)
+    mesh = MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE))
+    with wdbx.open(tmp_path / "store", mesh=mesh) as db:
+        c = db.create_collection("c", DIM, ids="int")
+        c.upsert(np.arange(2000), rng.normal(size=(2000, DIM)))
+        db.seal()
+        query = rng.normal(size=DIM)
+        c.query(query)
+        pool = next(iter(mesh._pools.values()))
+        slabs = list(pool.slabs)
+        arrays = [slab.arrays[0] for slab in slabs]
+        assert sum(slab.used for slab in slabs) == 16
+        c.delete([3])
+        c.query(query)
+        assert [slab.arrays[0] is array for slab, array in zip(slabs, arrays, strict=True)] == [True] * len(slabs)
+        c.upsert([5000], rng.normal(size=(1, DIM)))
+        c.query(query)
+        assert sum(slab.used for slab in pool.slabs) == 17
+        c.upsert([5001], rng.normal(size=(1, DIM)))
+        c.query(query)
+        assert sum(slab.used for slab in pool.slabs) == 17
+        c.delete(range(1, 1500))
+        db.compact()
+        gc.collect()
+        c.query(query)
+        held = c.view().segments
+        assert sum(slab.used for slab in pool.slabs) == sum(-(-len(segment) // PAGE) for segment in held)
+
+
+def test_what_is_wrong_is_named() -> None:
+    for wrong, message in [
+        ({"compute": "float64"}, "compute 'float64': expected one of float32, bfloat16, int8"),
+        ({"rows_per_page": 100}, "rows_per_page 100: expected a power of two from 32"),
+        ({"kernel": "cuda"}, "kernel 'cuda': expected one of xla, pallas"),
+        ({"bytes_per_device": 0}, "bytes_per_device 0: expected a positive number"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            MeshConfig(**wrong)  # type: ignore[arg-type]
