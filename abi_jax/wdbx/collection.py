@@ -1,6 +1,7 @@
 """A collection of an open store: what is written to it, read and searched by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class CollectionHandle:
         """The collection, searched on the devices of a mesh, which keep its vectors as long as this is used."""
         from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
 
-        made = CollectionHandle(self._database, self._number, self.spec)
+        made = copy(self)
         made._mesh = on_mesh(mesh, config)
         return made
 

@@ -77,7 +77,7 @@ def test_what_approximate_maxima_miss_is_made_up_for(tmp_path: Path, monkeypatch
     rng = np.random.default_rng(5)
     vectors, queries = rng.normal(size=(6000, 24)), rng.normal(size=(3, 24)).astype(np.float32)
     mesh = MeshSearch(mesh_of(2), MeshConfig("float32", rows_per_page=128))
-    mesh.programs = Programs(mesh_of(2).devices.flat)
+    mesh.programs = Programs(list(mesh_of(2).devices.flat))
     mesh.programs.platform = "tpu"
     with wdbx.open(tmp_path / "store", mesh=mesh) as db:
         c = db.create_collection("c", 24, "ip", ids="int")
