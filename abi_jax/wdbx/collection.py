@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.errors import InputError
@@ -124,6 +125,10 @@ class CollectionHandle:
             if taken is not None:
                 taken = {name: column for name, column in taken.items() if column != document} | {DOCUMENT: DOCUMENT}
         return self._database.take_in(self._number, source, Columns(id, vector, taken), duplicates, progress)
+
+    def export(self, path: str | Path, at: At = None, progress: bool = False) -> int:
+        """Writes a version (the last) to a file; see `View.export`."""
+        return self.view(at).export(path, progress)
 
     def get(self, ids: Iterable[Any] | str | int, at: At = None) -> list[Row | None]:
         """The rows of ids, in their order; None where there is none."""

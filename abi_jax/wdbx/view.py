@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.tail import Tail
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.search import keyword_search
+from abi_jax.wdbx.transfer.export import export
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.mesh import MeshSearch
@@ -111,6 +113,22 @@ class View:
             return [{} for _ in rows]
         listed = self._table(part).take(pa.array(rows)).to_pylist()
         return [{name: value for name, value in each.items() if value is not None} for each in listed]
+
+    def alive_rows(self) -> list[np.ndarray]:
+        """Which rows of each part, segments and then the tail, are alive, bool `[n]`."""
+        return self._alive()
+
+    def rows_of(self, part: int, rows: np.ndarray) -> tuple[list[Any], np.ndarray, pa.Table]:
+        """Ids, vectors and metadata of rows of a part."""
+        metadata = self._table(part).take(pa.array(rows)) if self.spec.schema else self.spec.arrow_schema.empty_table()
+        return self._ids(part, rows), np.asarray(self._holder(part).vectors[rows]), metadata
+
+    def export(self, path: str | Path, progress: bool = False) -> int:
+        """Writes the rows to a file: .parquet, .arrow, .jsonl, .jsonl.gz or .npz. Returns how many they are.
+
+        progress: shows a bar on standard error.
+        """
+        return export(self, Path(path), progress)
 
     def query(
         self, vectors: Any, top_k: int = 10, where: Mapping[str, Any] | None = None

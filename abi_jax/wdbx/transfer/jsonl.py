@@ -3,7 +3,8 @@
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,11 @@ from abi_jax.wdbx.transfer.mappings import mapping_piece
 from abi_jax.wdbx.transfer.piece import Columns, Piece
 
 BLOCK_BYTES = 8 << 20
+TOLD: Mapping[str, Callable[[str], Any]] = {  # what JSON has no type for
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+    "time": lambda text: _utc(datetime.fromisoformat(text)),
+}
+HINTS = {"bytes": "base64", "time": "a time in ISO 8601"}
 
 
 def json_pieces(path: Path, spec: CollectionSpec, columns: Columns) -> Iterator[Piece]:
@@ -79,7 +85,7 @@ def _quick(name: str, row: int, block: bytes, spec: CollectionSpec, columns: Col
 
 def _slow(path: Path, row: int, line: int, block: bytes, spec: CollectionSpec, columns: Columns) -> Piece | None:
     rows: list[Mapping[str, Any]] = []
-    binary = [(columns.fields or {}).get(name, name) for name, kind in spec.schema if kind == "bytes"]
+    told = {(columns.fields or {}).get(name, name): kind for name, kind in spec.schema if kind in TOLD}
     for number, text in enumerate(block.splitlines(), line):
         if not text.strip():
             continue
@@ -89,11 +95,17 @@ def _slow(path: Path, row: int, line: int, block: bytes, spec: CollectionSpec, c
             raise InputError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(said, dict):
             raise InputError(f"{path}, line {number}: {type(said).__name__}; expected an object, a row each line")
-        for name in binary:
+        for name, kind in told.items():
             if said.get(name) is not None:
                 try:
-                    said[name] = base64.b64decode(said[name], validate=True)
-                except (ValueError, TypeError):
-                    raise InputError(f"{path}, line {number}: field {name!r} is not base64") from None
+                    said[name] = TOLD[kind](said[name])
+                except (ValueError, TypeError, AttributeError):
+                    raise InputError(
+                        f"{path}, line {number}: field {name!r} is {said[name]!r}; expected {HINTS[kind]}"
+                    ) from None
         rows.append(said)
     return mapping_piece(str(path), row, rows, spec, columns) if rows else None
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
