@@ -10,11 +10,15 @@ from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.proof.check import Proven, check_proof
 from abi_jax.wdbx.proof.form import Proof, read_proof
 from abi_jax.wdbx.snapshot import Snapshot
+from abi_jax.wdbx.stats import CollectionStats, Stats
+from abi_jax.wdbx.transfer.backup import Copied, restore
 from abi_jax.wdbx.verify import verify_store as verify
 from abi_jax.wdbx.view import Hit, Row, View
 
 __all__ = [
     "Collection",
+    "CollectionStats",
+    "Copied",
     "DamagedError",
     "Database",
     "FencedError",
@@ -28,11 +32,13 @@ __all__ = [
     "Proven",
     "Row",
     "Snapshot",
+    "Stats",
     "View",
     "WdbxError",
     "check_proof",
     "new_key",
     "open",
     "read_proof",
+    "restore",
     "verify",
 ]

@@ -9,6 +9,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tqdm import tqdm
 
 from abi_jax.errors import InputError
 from abi_jax.lineage import Chain
@@ -42,7 +43,9 @@ from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.seal import is_new, seal
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, make_spec
+from abi_jax.wdbx.stats import Stats, measure
 from abi_jax.wdbx.storage.local import LocalStorage, PinFile, WriterLock
+from abi_jax.wdbx.transfer.backup import Copied, copy_store
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.transfer.sources import open_source
@@ -427,6 +430,26 @@ class Database:
         finally:
             steps.done()
         return rows
+
+    def backup(self, path: str | Path, version: At = None, progress: bool = False) -> Copied:
+        """Copies the store, up to a version that is not sealed yet or the last, to a folder; see `copy_store`.
+
+        Commits go on meanwhile. Where the folder holds an older backup, only what is new is copied. The backup is a
+        store: it can be opened, verified, and restored with `wdbx.restore`. progress: a bar on standard error.
+        """
+        with (
+            self._sealing,
+            self.at(version) as pinned,
+            tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
+        ):
+            return copy_store(self.storage, Path(path), pinned.version, bar.update)
+
+    def stats(self) -> Stats:
+        """Rows, bytes, versions, and who reads which."""
+        sealed = self._sealed.manifest.version if self._sealed.manifest else 0
+        unsealed = 0 if self._commits is None else self._unsealed()
+        pins = [pin.version for pin in held(self.storage) if not pin.everything]
+        return measure(self.storage, self._contents, sealed, unsealed, pins, self._sealing.locked())
 
     def compact(self) -> None:
         """Makes one segment of each collection, and takes away what can no longer be read."""

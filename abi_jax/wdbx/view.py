@@ -114,10 +114,6 @@ class View:
         listed = self._table(part).take(pa.array(rows)).to_pylist()
         return [{name: value for name, value in each.items() if value is not None} for each in listed]
 
-    def alive_rows(self) -> list[np.ndarray]:
-        """Which rows of each part, segments and then the tail, are alive, bool `[n]`."""
-        return self._alive()
-
     def rows_of(self, part: int, rows: np.ndarray) -> tuple[list[Any], np.ndarray, pa.Table]:
         """Ids, vectors and metadata of rows of a part."""
         metadata = self._table(part).take(pa.array(rows)) if self.spec.schema else self.spec.arrow_schema.empty_table()

@@ -49,8 +49,8 @@ def copy_store(storage: LocalStorage, target: Path, version: int, progress: Prog
     """Copies a store up to `version`; nobody may seal meanwhile. Every file is checked as it is copied.
 
     A file that is in `target` already, and is the same, is not copied again. While files change places there is no
-    store in `target`; before that, the one that was there stays. Raises `InputError` where `target` is another store, or
-    something else, `DamagedError` where a file is not as it was sealed.
+    store in `target`; before that, the one that was there stays. Raises `InputError` where `target` is another store,
+    or something else, `DamagedError` where a file is not as it was sealed.
     """
     _refuse_others(storage, target)
     logs = _logs(storage, version)
@@ -124,8 +124,17 @@ def _sealed(storage: LocalStorage, manifest: Manifest | None, logs: _Logs) -> It
             yield f"{step_name(number)}/{path}", digest
     for name, entry in manifest.history.items():
         yield f"{HISTORY}/{name}", entry.digest
-    name = manifest_name(*logs.manifest)
-    yield name, hashlib.sha256(storage.read(name) or b"").hexdigest()
+    for name in _manifests(storage, manifest, logs):
+        yield name, hashlib.sha256(storage.read(name) or b"").hexdigest()
+
+
+def _manifests(storage: LocalStorage, manifest: Manifest, logs: _Logs) -> list[str]:
+    """The manifest in force, and the one before it, where that is still there."""
+    names = [manifest_name(*logs.manifest)]
+    if manifest.previous is not None:
+        before = manifest_name(manifest.previous[0], bytes.fromhex(manifest.previous[1]))
+        names += [before] if storage.read(before) is not None else []
+    return names
 
 
 def _copy(source: Path, target: Path, digest: str, progress: Progress) -> tuple[int, bool]:
@@ -169,7 +178,7 @@ def _tidy(there: LocalStorage, manifest: Manifest | None, logs: _Logs) -> None:
         there.delete(name)
     kept = {f"{HISTORY}/{name}" for name in (manifest.history if manifest else ())}
     kept |= {step_name(number) for number in (manifest.segments if manifest else ())}
-    kept |= {manifest_name(*logs.manifest)} if manifest else set()
+    kept |= set(_manifests(there, manifest, logs)) if manifest else set()
     for folder in ("segments", "manifests", HISTORY, "indexes", "pins"):
         for name in there.names(folder):
             if f"{folder}/{name}" not in kept:

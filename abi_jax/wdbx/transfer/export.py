@@ -62,7 +62,7 @@ def export(view: "View", path: Path, progress: bool) -> int:
 def batches(view: "View", rows: int) -> Iterator[pa.RecordBatch]:
     """The live rows of a view, at most `rows` together: `id`, `vector`, then the fields of the schema."""
     schema = export_schema(view.spec, view.version)
-    for part, alive in enumerate(view.alive_rows()):
+    for part, alive in enumerate(view.alive()):
         for start in range(0, len(alive), rows):
             chosen = np.flatnonzero(alive[start : start + rows]) + start
             if len(chosen):
