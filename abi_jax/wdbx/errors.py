@@ -25,3 +25,7 @@ class ProofError(WdbxError):
 
 class NoKeyError(WdbxError):
     """The store is encrypted, and the key that was given, if any, does not open it."""
+
+
+class ForbiddenError(WdbxError):
+    """A policy does not allow what was asked."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,6 +18,8 @@ Held = dict[str, list[int]]
 class Story:
     """A short life of a store, and what it held at every version that was acknowledged."""
 
+    options: ClassVar[dict[str, Any]] = {}  # that it is opened with
+
     def __init__(self, root: Path, operations: Operations) -> None:
         self.root, self.operations = root, operations
         self.now: Held = {}
@@ -29,7 +32,7 @@ class Story:
         """Writes, seals, merges, opens again; goes on after what failed, stops where the process dies."""
         for _ in range(2):
             with contextlib.suppress(OSError, InputError):
-                self.db = Database(LocalStorage(self.root, self.operations), background=False)
+                self.db = Database(LocalStorage(self.root, self.operations), background=False, **self.options)
                 self._write()
             with contextlib.suppress(OSError, InputError):
                 if self.db is not None:
@@ -77,7 +80,7 @@ class Story:
         """The store in `folder` opens, holds what it must, perhaps what was being written, too, and is whole."""
         if not (folder / "wdbx.json").exists():
             assert max(self.acknowledged) == 0
-        with wdbx.open(folder) as db:
+        with wdbx.open(folder, **self.options) as db:
             last = max(self.acknowledged)
             assert db.version >= last
             held = self._held(db)
@@ -87,7 +90,7 @@ class Story:
                 db.create_collection("c", 2, metric="l2")
             db.collection("c").upsert(["new"], [[9, 9]])
             db.seal()
-        with wdbx.open(folder, mode="r") as db:
+        with wdbx.open(folder, mode="r", **self.options) as db:
             assert self._held(db) == held | {"new": [9, 9]}
             assert db.verify() == []
 
@@ -111,21 +114,26 @@ def test_every_operation(tmp_path: Path, how: str) -> None:
     count = len(steps(tmp_path))
     assert count > 100
     for stop in range(count):
-        root = tmp_path / str(stop) / "store"
-        root.parent.mkdir()
-        operations = Operations(root, stop, "kill" if "power" in how else how, seed=stop)
-        story = Story(root, operations)
-        try:
-            story.run()
-        except Killed:
-            assert how != "fail"
-        said = operations.done[stop]
-        copy = root.with_name("copy")
-        if "power" in how:
-            operations.power_off(copy, lucky="luck" in how)
-        else:
-            copy_store(root, copy)
-        try:
-            story.check(copy)
-        except Exception as error:
-            raise AssertionError(f"{how} at operation {stop}: {said}") from error
+        stop_at(tmp_path, Story, how, stop)
+
+
+def stop_at(tmp_path: Path, kind: type[Story], how: str, stop: int) -> None:
+    """Lets operation `stop` of a story go wrong, and checks what is left."""
+    root = tmp_path / str(stop) / "store"
+    root.parent.mkdir()
+    operations = Operations(root, stop, "kill" if "power" in how else how, seed=stop)
+    story = kind(root, operations)
+    try:
+        story.run()
+    except Killed:
+        assert how != "fail"
+    said = operations.done[stop]
+    copy = root.with_name("copy")
+    if "power" in how:
+        operations.power_off(copy, lucky="luck" in how)
+    else:
+        copy_store(root, copy)
+    try:
+        story.check(copy)
+    except Exception as error:
+        raise AssertionError(f"{how} at operation {stop}: {said}") from error
