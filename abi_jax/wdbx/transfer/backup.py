@@ -54,7 +54,7 @@ def copy_store(storage: LocalStorage, target: Path, version: int, progress: Prog
     """
     _refuse_others(storage, target)
     logs = _logs(storage, version)
-    manifest = read_manifest(storage, *logs.manifest) if logs.manifest[0] else None
+    manifest = read_manifest(LocalStorage(storage.root), *logs.manifest) if logs.manifest[0] else None
     there = LocalStorage(target)
     there.make()
     sizes = [
