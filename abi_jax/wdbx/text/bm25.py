@@ -12,6 +12,7 @@ counts twice.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,32 +36,44 @@ class Bm25:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows that have postings of their own. alive: which of them count, bool `[n]`."""
+    """Rows that have postings of their own. alive: which of them count, bool `[n]`; scores: added to, float64 `[n]`."""
 
     postings: Postings
     alive: np.ndarray
+    scores: np.ndarray
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all rows count."""
+        return bool(self.alive.all())
+
+    def size(self) -> tuple[int, int]:
+        """Texts and words of the rows that count."""
+        if self.whole:
+            return self.postings.documents, self.postings.words
+        lengths = self.postings.lengths[self.alive]
+        return int(np.count_nonzero(lengths >= 0)), int(lengths[lengths > 0].sum(dtype=np.int64))
+
+    def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that count and have a word, and how often."""
+        rows, counts = self.postings.of(word)
+        if self.whole:
+            return rows, counts
+        kept = self.alive[rows]
+        return rows[kept], counts[kept]
 
 
-def scores(pieces: Sequence[Piece], words: Sequence[str], settings: Bm25) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each piece the rows that are alive and have a word of the query (int64), and their scores (float64)."""
-    lengths = [np.where(each.alive, each.postings.lengths, -1) for each in pieces]
-    documents = sum(int(np.count_nonzero(each >= 0)) for each in lengths)
-    mean = sum(int(each[each > 0].sum()) for each in lengths) / max(documents, 1)
-    made = [np.zeros(len(each)) for each in lengths]
+def add_scores(pieces: Sequence[Piece], words: Sequence[str], settings: Bm25) -> None:
+    """Adds to the rows of pieces what they score for the words of a query."""
+    sizes = [each.size() for each in pieces]
+    documents = sum(texts for texts, _ in sizes)
+    mean = sum(length for _, length in sizes) / max(documents, 1)
     for word, times in Counter(words).items():
-        found = [_alive(each, word) for each in pieces]
+        found = [each.of(word) for each in pieces]
         having = sum(len(rows) for rows, _ in found)
         if not having:
             continue
         weight = times * np.log(1 + (documents - having + 0.5) / (having + 0.5)) * (settings.k1 + 1)
-        for into, length, (rows, counts) in zip(made, lengths, found, strict=True):
-            penalty = settings.k1 * (1 - settings.b + settings.b * length[rows] / mean)
-            into[rows] += weight * counts / (counts + penalty)
-    hits = [np.flatnonzero(each) for each in made]
-    return [(rows, each[rows]) for rows, each in zip(hits, made, strict=True)]
-
-
-def _alive(piece: Piece, word: str) -> tuple[np.ndarray, np.ndarray]:
-    rows, counts = piece.postings.of(word)
-    kept = piece.alive[rows]
-    return (rows, counts) if kept.all() else (rows[kept], counts[kept])
+        for piece, (rows, counts) in zip(pieces, found, strict=True):
+            penalty = settings.k1 * (1 - settings.b + settings.b * piece.postings.lengths[rows] / mean)
+            piece.scores[rows] += weight * counts / (counts + penalty)

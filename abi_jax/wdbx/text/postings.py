@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,16 @@ class Postings:
     ends: np.ndarray
     rows: np.ndarray
     counts: np.ndarray
+
+    @cached_property
+    def documents(self) -> int:
+        """How many texts are not null."""
+        return int(np.count_nonzero(self.lengths >= 0))
+
+    @cached_property
+    def words(self) -> int:
+        """Words of all texts."""
+        return int(self.lengths[self.lengths > 0].sum(dtype=np.int64))
 
     def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows that have a word, and how often."""

@@ -1,6 +1,6 @@
 """Search by words, and by words and vectors, in a collection as it was at one version."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from abi_jax.errors import InputError
 from abi_jax.wdbx.search.flat import Found
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
-from abi_jax.wdbx.text.bm25 import Bm25, Piece, scores
+from abi_jax.wdbx.text.bm25 import Bm25, Piece, add_scores
 from abi_jax.wdbx.text.fusion import Fusion, fuse
 from abi_jax.wdbx.text.words import words_of
 
@@ -27,28 +27,39 @@ def keyword_search(
     """The `top_k` rows that score best for the words of a text; rows with none of them are not found."""
     if not isinstance(text, str):
         raise InputError(f"text {text!r:.60}: expected a string")
-    words = words_of(text)
-    alive, allowed = view.alive(), view.allowed(where)
+    words, alive = words_of(text), view.alive()
     totals = [np.zeros(len(each)) for each in alive]
     for field in text_fields(view.spec, fields):
-        pieces = list(_pieces(view, field, alive))
-        found = scores([piece for _, _, piece in pieces], words, settings)
-        for (part, start, _), (having, values) in zip(pieces, found, strict=True):
-            totals[part][having + start] += values
-    rows = [np.flatnonzero((each > 0) & passed) for each, passed in zip(totals, allowed, strict=True)]
-    parts = np.concatenate([np.full(len(each), part) for part, each in enumerate(rows)])
+        totals[-1] = _add(view, field, words, settings, alive, totals)
+    allowed = alive if where is None else view.allowed(where)
+    rows = [np.flatnonzero(each) for each in totals]
+    rows = [each[passed[each]] for each, passed in zip(rows, allowed, strict=True)]
+    parts = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
     scored = np.concatenate([each[some] for each, some in zip(totals, rows, strict=True)])
     return view.hits(_best(parts, np.concatenate(rows), scored, top_k), top_k, "ip")
 
 
-def _pieces(view: "View", field: str, alive: list[np.ndarray]) -> Iterator[tuple[int, int, Piece]]:
-    """Postings of all rows of a view: part, first row in it, and the piece."""
-    for part, segment in enumerate(view.segments):
-        yield part, 0, Piece(segment.postings(field), alive[part])
-    last = len(view.segments)
-    for start, postings in view.tail.postings(field, view.count):
-        there = alive[last][start : start + len(postings.lengths)]
-        yield last, start, Piece(postings, np.pad(there, (0, len(postings.lengths) - len(there))))
+def _add(
+    view: "View",
+    field: str,
+    words: Sequence[str],
+    settings: Bm25,
+    alive: Sequence[np.ndarray],
+    totals: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Adds what rows score in a field to `totals`; returns the total of the tail, whose pieces may go beyond it."""
+    pieces = [
+        Piece(segment.postings(field), each, total)
+        for segment, each, total in zip(view.segments, alive, totals, strict=False)
+    ]
+    grown = view.tail.postings(field, view.count)
+    beyond = max([0, *(start + len(postings.lengths) - view.count for start, postings in grown)])
+    there, total = np.pad(alive[-1], (0, beyond)), np.pad(totals[-1], (0, beyond))
+    for start, postings in grown:
+        part = slice(start, start + len(postings.lengths))
+        pieces.append(Piece(postings, there[part], total[part]))
+    add_scores(pieces, words, settings)
+    return total[: view.count]
 
 
 def _best(parts: np.ndarray, rows: np.ndarray, values: np.ndarray, top_k: int) -> Found:

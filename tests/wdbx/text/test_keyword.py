@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.text import Bm25, words_of
+from abi_jax.wdbx.text.words import split
 
 SENTENCES = Path(__file__).parents[2] / "model" / "golden" / "sentences.json"
 Texts = dict[str, str | None]
@@ -111,6 +113,16 @@ def test_scores_are_those_of_bm25s(tmp_path: Path) -> None:
 )
 def test_words(text: str, words: list[str]) -> None:
     assert words_of(text) == words
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(), min_size=1, max_size=3))
+def test_words_of_a_column_are_those_of_its_texts(texts: list[str]) -> None:
+    words, of = split(pa.array(texts))
+    found: list[list[str]] = [[] for _ in texts]
+    for word, text in zip(words.to_pylist(), of.tolist(), strict=True):
+        found[text].append(word)
+    assert found == [words_of(text) for text in texts]
 
 
 def test_words_of_a_decomposed_text_are_those_of_the_composed() -> None:
