@@ -1,9 +1,22 @@
 """Filters on metadata, as Chroma and Pinecone have them: `{"lang": "en", "year": {"$gte": 2020}, "$or": [...]}`.
 
-A row without a value passes no comparison but `$ne`, `$nin` and `{"$exists": False}`.
+| operator | rows that pass |
+|---|---|
+| `$eq`, or the value alone; `$ne` | the value is that; it is not. `None` for no value |
+| `$gt`, `$gte`, `$lt`, `$lte` | numbers, times, texts (by code point), bytes |
+| `$in`, `$nin` | the value is one of a list; it is none of them |
+| `$contains`, `$not_contains` | a text has that text in it, a list that element; not so |
+| `$regex`, `$not_regex` | a text has a match in it (RE2); not so |
+| `$exists` | `True`: there is a value; `False`: there is none |
+| `$and`, `$or`, `$not` | of filters |
+
+Of a list `$eq`, `$ne`, `$in` and `$nin` ask for its elements: `{"tags": "new"}` is `{"tags": {"$contains": "new"}}`. A
+row without a value passes no comparison but those that say "not". A time is a `datetime` (UTC where it has no zone), a
+`date`, or either as ISO 8601.
 """
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -15,13 +28,14 @@ from abi_jax.wdbx.spec import CollectionSpec
 
 COMPARE: Mapping[str, Callable[..., Any]] = {
     "$eq": pc.equal,
-    "$ne": pc.not_equal,
     "$gt": pc.greater,
     "$gte": pc.greater_equal,
     "$lt": pc.less,
     "$lte": pc.less_equal,
 }
-OPERATORS = (*COMPARE, "$in", "$nin", "$contains", "$exists")
+DENIED: Mapping[str, str] = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$contains", "$not_regex": "$regex"}
+ORDERED = ("$gt", "$gte", "$lt", "$lte")
+OPERATORS = ("$eq", "$ne", *ORDERED, "$in", "$nin", "$contains", "$not_contains", "$regex", "$not_regex", "$exists")
 JOINED = ("$and", "$or", "$not")
 Filter = Callable[[pa.Table], np.ndarray]
 
@@ -60,34 +74,49 @@ def _operator(field: str, kind: pa.DataType, name: Any, operand: Any) -> Filter:
         if not isinstance(operand, bool):
             raise InputError(f"filter on {field!r}: $exists {operand!r}; expected true or false")
         return lambda table: _mask(table, pc.is_valid(table[field]) if operand else pc.is_null(table[field]))
-    if name == "$contains":
-        return _contains(field, kind, operand)
-    if pa.types.is_list(kind):
-        raise InputError(f"filter on {field!r}, a list: {name}; expected $contains or $exists")
-    if name in ("$in", "$nin"):
-        if not isinstance(operand, list | tuple | set):
-            raise InputError(f"filter on {field!r}: {name} {operand!r}; expected a list")
-        values = pa.array([_value(field, kind, each) for each in operand], kind)
-        among = lambda table: _mask(table, pc.and_(pc.is_in(table[field], values), pc.is_valid(table[field])))  # noqa: E731
-        return among if name == "$in" else lambda table: ~among(table)
     if operand is None and name in ("$eq", "$ne"):
         return _operator(field, kind, "$exists", name == "$ne")
-    value = pa.scalar(_value(field, kind, operand), kind)
+    if name in DENIED:
+        granted = _operator(field, kind, DENIED[name], operand)
+        return lambda table: ~granted(table)
+    if pa.types.is_list(kind):
+        return _of_list(field, kind.value_type, name, operand)
+    if name in ("$contains", "$regex"):
+        return _of_text(field, kind, name, operand)
+    if name == "$in":
+        values = _values(field, kind, operand)
+        if pa.types.is_float64(kind):  # Arrow tells -0.0 from 0.0
+            return lambda table: np.isin(table[field].to_numpy(), values.to_numpy(zero_copy_only=False))
+        return lambda table: _mask(table, pc.and_(pc.is_in(table[field], values), pc.is_valid(table[field])))
+    if name in ORDERED and pa.types.is_boolean(kind):
+        raise InputError(f"filter on {field!r}, {kind}: {name}; expected $eq, $ne, $in or $nin")
+    value = _scalar(field, kind, operand)
     compare = COMPARE[name]
-    return lambda table: _mask(table, compare(table[field], value), missing=name == "$ne")
+    return lambda table: _mask(table, compare(table[field], value))
 
 
-def _contains(field: str, kind: pa.DataType, operand: Any) -> Filter:
-    if pa.types.is_string(kind):
-        text = _value(field, kind, operand)
+def _of_text(field: str, kind: pa.DataType, name: str, operand: Any) -> Filter:
+    if not pa.types.is_string(kind):
+        raise InputError(f"filter on {field!r}, {kind}: {name}; expected a text{' or a list' * (name == '$contains')}")
+    text = _value(field, kind, operand)
+    if name == "$contains":
         return lambda table: _mask(table, pc.match_substring(table[field], text))
-    if not pa.types.is_list(kind):
-        raise InputError(f"filter on {field!r}, {kind}: $contains; expected a text or a list")
-    value = pa.scalar(_value(field, kind.value_type, operand), kind.value_type)
+    try:
+        pc.match_substring_regex(pa.array([""]), text)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"filter on {field!r}: $regex {text!r} is no regular expression: {error}") from None
+    return lambda table: _mask(table, pc.match_substring_regex(table[field], text))
+
+
+def _of_list(field: str, kind: pa.DataType, name: str, operand: Any) -> Filter:
+    """Whether any element is one of those asked for."""
+    if name not in ("$eq", "$contains", "$in"):
+        raise InputError(f"filter on {field!r}, a list: {name}; expected $contains, $eq, $ne, $in, $nin or $exists")
+    values = _values(field, kind, operand if name == "$in" else [operand])
 
     def among(table: pa.Table) -> np.ndarray:
         column = table[field].combine_chunks()
-        hits = np.asarray(pc.fill_null(pc.equal(pc.list_flatten(column), value), False))
+        hits = np.asarray(pc.is_in(pc.list_flatten(column), values)).astype(bool)
         parents = np.asarray(pc.list_parent_indices(column))
         passed = np.zeros(len(table), bool)
         passed[parents[hits]] = True
@@ -96,27 +125,48 @@ def _contains(field: str, kind: pa.DataType, operand: Any) -> Filter:
     return among
 
 
+def _values(field: str, kind: pa.DataType, operand: Any) -> pa.Array:
+    if not isinstance(operand, list | tuple | set | frozenset):
+        raise InputError(f"filter on {field!r}: $in or $nin {operand!r}; expected a list")
+    scalars = [_scalar(field, kind, each) for each in operand]
+    return pa.array([each.as_py() for each in scalars], kind)
+
+
+def _scalar(field: str, kind: pa.DataType, value: Any) -> pa.Scalar:
+    return pa.scalar(_value(field, kind, value), kind)
+
+
 def _value(field: str, kind: pa.DataType, value: Any) -> Any:
     """`value`, where it is of the field's type; whole numbers are numbers, but nothing else is turned into anything."""
     fits = {
         pa.types.is_string: isinstance(value, str),
         pa.types.is_int64: isinstance(value, int) and not isinstance(value, bool),
-        pa.types.is_float64: isinstance(value, int | float) and not isinstance(value, bool),
+        pa.types.is_float64: isinstance(value, int | float) and not isinstance(value, bool) and value == value,
         pa.types.is_boolean: isinstance(value, bool),
         pa.types.is_binary: isinstance(value, bytes),
+        pa.types.is_timestamp: isinstance(value, date | str),
     }
+    wrong = f"filter on {field!r} compares with {value!r}; the field has type {kind}"
     for of_kind, fit in fits.items():
         if of_kind(kind) and not fit:
-            raise InputError(f"filter on {field!r} compares with {value!r}; the field has type {kind}")
+            raise InputError(wrong)
     try:
-        pa.scalar(value, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        raise InputError(f"filter on {field!r} compares with {value!r}; the field has type {kind}") from None
-    return value
+        made = _time(value) if pa.types.is_timestamp(kind) else value
+        pa.scalar(made, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError):
+        raise InputError(wrong) from None
+    return made
 
 
-def _mask(table: pa.Table, passed: pa.ChunkedArray, missing: bool = False) -> np.ndarray:
-    return np.asarray(pc.fill_null(passed, missing)).astype(bool) if len(table) else np.zeros(0, bool)
+def _time(value: date | str) -> datetime:
+    made = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(made, datetime):
+        made = datetime(made.year, made.month, made.day)
+    return made if made.tzinfo else made.replace(tzinfo=UTC)
+
+
+def _mask(table: pa.Table, passed: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(passed, False)).astype(bool) if len(table) else np.zeros(0, bool)
 
 
 def _all(filters: list[Filter]) -> Filter:

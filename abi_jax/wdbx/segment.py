@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from abi_jax.wdbx.crypto.pages import SealedArrays
 from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.filters import Filter
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
@@ -17,6 +18,8 @@ from abi_jax.wdbx.text.postings import Postings, make_postings
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
+
+FILTERS_KEPT = 4  # a byte a row each
 
 
 class Segment:
@@ -32,6 +35,7 @@ class Segment:
         self._count = self._sealed.shape("vectors")[0] if self._sealed else len(arrays["vectors"])
         self._died: np.ndarray | None = None
         self._postings: dict[str, Postings] = {}
+        self._passed: dict[str, np.ndarray] = {}
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -99,6 +103,16 @@ class Segment:
         found = self._postings.get(field)
         if found is None:
             found = self._postings.setdefault(field, make_postings(self.metadata[field]))
+        return found
+
+    def passed(self, key: str, filter_: Filter) -> np.ndarray:
+        """The rows that pass a filter, bool `[n]`. key: says what the filter is; the last few are remembered."""
+        found = self._passed.get(key)
+        if found is None:
+            found = filter_(self.metadata)
+            while len(self._passed) >= FILTERS_KEPT:
+                self._passed.pop(next(iter(self._passed)), None)
+            self._passed[key] = found
         return found
 
     @property

@@ -168,8 +168,12 @@ class View:
         alive = self.alive()
         if where is None:
             return alive
-        passed = make_filter(self.spec, where)
-        return [each & passed(self._table(part)) if each.any() else each for part, each in enumerate(alive)]
+        passed, key = make_filter(self.spec, where), repr(where)
+        sealed = [
+            each & segment.passed(key, passed) if each.any() else each
+            for segment, each in zip(self.segments, alive, strict=False)
+        ]
+        return [*sealed, alive[-1] & passed(self.tail.metadata(self.count)) if alive[-1].any() else alive[-1]]
 
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
