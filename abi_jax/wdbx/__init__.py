@@ -1,5 +1,6 @@
 """WDBX: a vector store that is versioned, chained and durable, and lives where the model does."""
 
+from abi_jax.wdbx.client import Client
 from abi_jax.wdbx.collection import CollectionHandle as Collection
 from abi_jax.wdbx.crypto.master import KeyService
 from abi_jax.wdbx.crypto.master import new_master as new_key
@@ -16,6 +17,7 @@ from abi_jax.wdbx.verify import verify_store as verify
 from abi_jax.wdbx.view import Hit, Row, View
 
 __all__ = [
+    "Client",
     "Collection",
     "CollectionStats",
     "Copied",

@@ -12,7 +12,7 @@ from abi_jax.wdbx.ask import Words, ask
 from abi_jax.wdbx.encoder import Encoder, encode
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.proof.form import Proof
-from abi_jax.wdbx.rows import encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
+from abi_jax.wdbx.rows import Rows, encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion
@@ -77,6 +77,20 @@ class CollectionHandle:
         which the encoder makes the vectors where none are given. Raises `InputError` where anything does not fit, and
         then writes nothing.
         """
+        rows = self.make_rows(ids, vectors, metadata, documents)
+        if not len(rows):
+            return self._database.version
+        payload = encode_rows(self.spec, rows)
+        return self._database.commit(Kind.UPSERT, self._number, len(rows), payload)[0]
+
+    def make_rows(
+        self,
+        ids: Iterable[Any],
+        vectors: Any = None,
+        metadata: Any = None,
+        documents: Sequence[str | None] | None = None,
+    ) -> Rows:
+        """Rows as `upsert` would write them. Raises `InputError` where anything does not fit."""
         if documents is not None:
             listed = make_ids(self.spec, ids)
             ids, metadata = listed, with_documents(self.spec, documents, metadata, len(listed))
@@ -84,11 +98,7 @@ class CollectionHandle:
             if documents is None:
                 raise InputError("ids and no vectors; expected vectors, or documents to make them of")
             vectors = encode(self.encoder, self.spec, documents)
-        rows = make_rows(self.spec, ids, vectors, metadata)
-        if not len(rows):
-            return self._database.version
-        payload = encode_rows(self.spec, rows)
-        return self._database.commit(Kind.UPSERT, self._number, len(rows), payload)[0]
+        return make_rows(self.spec, ids, vectors, metadata)
 
     def delete(self, ids: Iterable[Any]) -> int:
         """Deletes rows. Durable when it returns; returns how many of the ids were there."""

@@ -24,7 +24,7 @@ from abi_jax.wdbx.create import create_store, refuse_other_folder
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import RecordSeals
 from abi_jax.wdbx.crypto.signatures import check_signer, signing_key
-from abi_jax.wdbx.encoder import Encoder
+from abi_jax.wdbx.encoder import Encoder, dimension
 from abi_jax.wdbx.erase import erase_tenant, ring_of
 from abi_jax.wdbx.errors import DamagedError, WdbxError
 from abi_jax.wdbx.fence import Fence
@@ -222,11 +222,11 @@ class Database:
         metric: "cosine", "l2" or "ip". dtype: "float32", "float16", "bfloat16" or "int8". schema: types of metadata by
         field: str, int, float, bool, "time", "bytes", "list[str]", "list[int]". ids: "str" or "int".
         encoder: makes vectors of texts, here and now; its `name` is remembered, and there is a field `document` for
-        texts. `dim` is its `dimension`, where that is known and no other is said. tenant: whose data it is, of an
-        encrypted store; see `erase_tenant`.
+        texts. `dim` is what it makes, where no other is said. tenant: whose data it is, of an encrypted store; see
+        `erase_tenant`.
         """
         if encoder is not None:
-            dim = getattr(encoder, "dimension", None) if dim is None else dim
+            dim = dimension(encoder) if dim is None else dim
             schema = {**(schema or {}), DOCUMENT: "str"}
         spec = make_spec(name, dim, metric, dtype, ids, schema, getattr(encoder, "name", ""), tenant)
         if tenant and self.storage.ring is None:

@@ -38,5 +38,13 @@ def encode(encoder: Encoder | None, spec: CollectionSpec, texts: Sequence[Any], 
     return made
 
 
+def dimension(encoder: Encoder | None) -> int | None:
+    """Numbers in a vector: what the encoder's `dimension` says, or what it makes."""
+    if encoder is None:
+        return None
+    said = getattr(encoder, "dimension", None)
+    return int(np.asarray(encoder(["dimension"])).shape[-1]) if said is None else int(said)
+
+
 def _short(texts: Sequence[Any]) -> str:
     return f"{texts[0]!r:.60}" if texts else "''"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
-from abi_jax.wdbx import segment
 
 SCHEMA = {"lang": str, "year": int, "grade": float, "ok": bool, "at": "time", "raw": bytes, "tags": "list[str]"}
 SCHEMA |= {"nums": "list[int]"}
@@ -126,9 +125,8 @@ def test_as_read_plainly(rows: list[dict[str, Any]], filters: list[dict[str, Any
                 assert [hit.id for hit in found] == expected[:top_k], where
 
 
-def test_k_rows_where_k_match_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_k_rows_where_k_match_among_many(tmp_path: Path) -> None:
     """Also where the rows that match are the farthest of all, few, and behind codes."""
-    monkeypatch.setattr(segment, "WORTH_CODES", 1000)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(6000, 8)).astype(np.float32)
     rare = np.argsort(-np.linalg.norm(vectors - vectors[0], axis=1))[:25]

@@ -9,15 +9,11 @@ counted that are alive at the version that is asked for, whatever a filter lets 
 counts twice.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.text.postings import Postings
 
 
 @dataclass(frozen=True)
@@ -33,47 +29,10 @@ class Bm25:
         if not 0 <= self.b <= 1:
             raise InputError(f"b {self.b!r}: expected a number from 0 to 1")
 
+    def weight(self, documents: int, having: int) -> float:
+        """What a word is worth at most: its idf times k1 + 1."""
+        return float(np.log(1 + (documents - having + 0.5) / (having + 0.5)) * (self.k1 + 1))
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows that have postings of their own. alive: which of them count, bool `[n]`; scores: added to, float64 `[n]`."""
-
-    postings: Postings
-    alive: np.ndarray
-    scores: np.ndarray
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether all rows count."""
-        return bool(self.alive.all())
-
-    def size(self) -> tuple[int, int]:
-        """Texts and words of the rows that count."""
-        if self.whole:
-            return self.postings.documents, self.postings.words
-        lengths = self.postings.lengths[self.alive]
-        return int(np.count_nonzero(lengths >= 0)), int(lengths[lengths > 0].sum(dtype=np.int64))
-
-    def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that count and have a word, and how often."""
-        rows, counts = self.postings.of(word)
-        if self.whole:
-            return rows, counts
-        kept = self.alive[rows]
-        return rows[kept], counts[kept]
-
-
-def add_scores(pieces: Sequence[Piece], words: Sequence[str], settings: Bm25) -> None:
-    """Adds to the rows of pieces what they score for the words of a query."""
-    sizes = [each.size() for each in pieces]
-    documents = sum(texts for texts, _ in sizes)
-    mean = sum(length for _, length in sizes) / max(documents, 1)
-    for word, times in Counter(words).items():
-        found = [each.of(word) for each in pieces]
-        having = sum(len(rows) for rows, _ in found)
-        if not having:
-            continue
-        weight = times * np.log(1 + (documents - having + 0.5) / (having + 0.5)) * (settings.k1 + 1)
-        for piece, (rows, counts) in zip(pieces, found, strict=True):
-            penalty = settings.k1 * (1 - settings.b + settings.b * piece.postings.lengths[rows] / mean)
-            piece.scores[rows] += weight * counts / (counts + penalty)
+    def share(self, counts: np.ndarray, lengths: np.ndarray, mean: float) -> np.ndarray:
+        """The share of a word's worth that texts get which have it so often, 0 to 1, float64."""
+        return np.asarray(counts / (counts + self.k1 * (1 - self.b + self.b * lengths / mean)))

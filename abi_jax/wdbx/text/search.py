@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.search.flat import Found
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
-from abi_jax.wdbx.text.bm25 import Bm25, Piece, add_scores
+from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion, fuse
+from abi_jax.wdbx.text.rank import PartWords, rank
 from abi_jax.wdbx.text.words import words_of
 
 if TYPE_CHECKING:
@@ -27,47 +27,17 @@ def keyword_search(
     """The `top_k` rows that score best for the words of a text; rows with none of them are not found."""
     if not isinstance(text, str):
         raise InputError(f"text {text!r:.60}: expected a string")
-    words, alive = words_of(text), view.alive()
-    totals = [np.zeros(len(each)) for each in alive]
-    for field in text_fields(view.spec, fields):
-        totals[-1] = _add(view, field, words, settings, alive, totals)
+    alive = view.alive()
     allowed = alive if where is None else view.allowed(where)
-    rows = [np.flatnonzero(each) for each in totals]
-    rows = [each[passed[each]] for each, passed in zip(rows, allowed, strict=True)]
-    parts = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    scored = np.concatenate([each[some] for each, some in zip(totals, rows, strict=True)])
-    return view.hits(_best(parts, np.concatenate(rows), scored, top_k), top_k, "ip")
+    parts = [_parts(view, field, alive) for field in text_fields(view.spec, fields)]
+    return view.hits(rank(parts, words_of(text), settings, allowed, top_k), top_k, "ip")
 
 
-def _add(
-    view: "View",
-    field: str,
-    words: Sequence[str],
-    settings: Bm25,
-    alive: Sequence[np.ndarray],
-    totals: Sequence[np.ndarray],
-) -> np.ndarray:
-    """Adds what rows score in a field to `totals`; returns the total of the tail, whose pieces may go beyond it."""
-    pieces = [
-        Piece(segment.postings(field), each, total)
-        for segment, each, total in zip(view.segments, alive, totals, strict=False)
-    ]
-    grown = view.tail.postings(field, view.count)
-    beyond = max([0, *(start + len(postings.lengths) - view.count for start, postings in grown)])
-    there, total = np.pad(alive[-1], (0, beyond)), np.pad(totals[-1], (0, beyond))
-    for start, postings in grown:
-        part = slice(start, start + len(postings.lengths))
-        pieces.append(Piece(postings, there[part], total[part]))
-    add_scores(pieces, words, settings)
-    return total[: view.count]
-
-
-def _best(parts: np.ndarray, rows: np.ndarray, values: np.ndarray, top_k: int) -> Found:
-    """The best, and those that tie with the last of them."""
-    if len(values) > top_k:
-        kept = values >= np.partition(values, len(values) - top_k)[len(values) - top_k]
-        parts, rows, values = parts[kept], rows[kept], values[kept]
-    return Found(parts, rows, values)
+def _parts(view: "View", field: str, alive: Sequence[np.ndarray]) -> list[PartWords]:
+    """The words of a field in every segment, and in the tail."""
+    pieces = [[(0, segment.postings(field))] for segment in view.segments]
+    made = [PartWords(each, there) for each, there in zip(pieces, alive, strict=False)]
+    return [*made, PartWords(view.tail.postings(field, view.count), alive[-1])]
 
 
 def text_fields(spec: CollectionSpec, fields: Sequence[str] | None) -> list[str]:

@@ -1,0 +1,171 @@
+"""The rows that score best for some words, exactly, without looking at every row that has a frequent word.
+
+Words are added up from the most telling one on. As soon as all that are left could not lift a row that has none of the
+first ones among the best, only rows that can still be among them are looked up in the rest (MaxScore: Turtle and Flood,
+Query Evaluation: Strategies and Optimizations, 1995). What a row is told to score is then added up anew in the order
+of the words, so that it does not depend on where the row lies and what else is there.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.text.bm25 import Bm25
+from abi_jax.wdbx.text.postings import Postings
+
+SLACK = 1e-9  # relative: sums of the same scores in another order differ by far less
+FREQUENT = 64  # a word is that one row in so many has: before it, it is worth to see whether it can be spared
+
+
+@dataclass(frozen=True)
+class PartWords:
+    """Words of a field in the rows of a segment or a tail.
+
+    pieces: first row and postings of each; they may go beyond the rows. alive: which rows there are, bool `[n]`.
+    """
+
+    pieces: Sequence[tuple[int, Postings]]
+    alive: np.ndarray
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Words of each text, int32 `[n]`; -1 where it is null."""
+        listed = [postings.lengths for _, postings in self.pieces]
+        whole = listed[0] if len(listed) == 1 else np.concatenate([np.zeros(0, np.int32), *listed])
+        return whole[: len(self.alive)]
+
+    @cached_property
+    def all_alive(self) -> bool:
+        """Whether all rows are there."""
+        return bool(self.alive.all())
+
+    def size(self) -> tuple[int, int]:
+        """Texts and words of the rows that there are."""
+        if self.all_alive and len(self.pieces) == 1 and len(self.pieces[0][1].lengths) == len(self.alive):
+            return self.pieces[0][1].documents, self.pieces[0][1].words
+        lengths = self.lengths[self.alive]
+        return int(np.count_nonzero(lengths >= 0)), int(lengths[lengths > 0].sum(dtype=np.int64))
+
+    def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that have a word, ascending, alive or not, int32, and how often, int32."""
+        found = [(start, *postings.of(word)) for start, postings in self.pieces]
+        if len(found) == 1 and found[0][0] == 0:
+            _, rows, counts = found[0]
+        else:
+            rows = np.concatenate([np.zeros(0, np.int32), *(rows + np.int32(start) for start, rows, _ in found)])
+            counts = np.concatenate([np.zeros(0, np.int32), *(counts for _, _, counts in found)])
+        if len(rows) and rows[-1] >= len(self.alive):
+            end = int(np.searchsorted(rows, np.int32(len(self.alive))))
+            return rows[:end], counts[:end]
+        return rows, counts
+
+    def alive_of(self, rows: np.ndarray) -> int:
+        """How many of some rows there are."""
+        return len(rows) if self.all_alive else int(np.count_nonzero(self.alive[rows]))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A word in a field: its worth, where it is in every part, and the most that it adds to a row."""
+
+    parts: Sequence[PartWords]
+    mean: float
+    weight: float
+    found: Sequence[tuple[np.ndarray, np.ndarray]]
+    bound: float
+
+    @property
+    def rows(self) -> int:
+        return sum(len(rows) for rows, _ in self.found)
+
+    def scores(self, settings: Bm25, part: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What it adds to rows of a part."""
+        return self.weight * settings.share(counts, self.parts[part].lengths[rows], self.mean)
+
+    def look_up(self, settings: Bm25, part: int, rows: np.ndarray) -> np.ndarray:
+        """What it adds to rows of a part that may have it or not, float64; rows: int32."""
+        having, counts = self.found[part]
+        made = np.zeros(len(rows))
+        if len(having):
+            at = np.minimum(np.searchsorted(having, rows), len(having) - 1)
+            has = having[at] == rows
+            made[has] = self.scores(settings, part, rows[has], counts[at[has]])
+        return made
+
+
+def _terms(fields: Sequence[Sequence[PartWords]], words: Sequence[str], settings: Bm25) -> Iterator[_Term]:
+    for parts in fields:
+        sizes = [each.size() for each in parts]
+        documents = sum(texts for texts, _ in sizes)
+        mean = sum(length for _, length in sizes) / max(documents, 1)
+        for word, times in Counter(words).items():
+            found = [each.of(word) for each in parts]
+            having = sum(each.alive_of(rows) for each, (rows, _) in zip(parts, found, strict=True))
+            if having:
+                weight = times * settings.weight(documents, having)
+                most = np.array([max(int(counts.max(initial=0)) for _, counts in found)])
+                bound = weight * float(settings.share(most, np.ones(1), mean)[0])
+                yield _Term(parts, mean, weight, found, bound)
+
+
+def rank(
+    fields: Sequence[Sequence[PartWords]],
+    words: Sequence[str],
+    settings: Bm25,
+    allowed: Sequence[np.ndarray],
+    top_k: int,
+) -> Found:
+    """The best rows for words, and those that tie with the last of them.
+
+    fields: of each its words in every part; scores of several fields are added. allowed: of every part the rows that
+    may be found, bool `[n]`: among those that are alive.
+    """
+    terms = list(_terms(fields, words, settings))
+    totals = [np.zeros(len(each)) for each in allowed]
+    rest = _add_up(terms, settings, totals, allowed, top_k)
+    touched = [_touched(*each) for each in zip(totals, allowed, strict=True)]
+    values = [total[rows] for total, rows in zip(totals, touched, strict=True)]
+    floor = _floor(values, top_k)
+    found = []
+    for part, (rows, scored) in enumerate(zip(touched, values, strict=True)):
+        near = rows[scored + rest >= floor * (1 - SLACK)].astype(np.int32)
+        exact = np.zeros(len(near))
+        for term in terms:
+            exact += term.look_up(settings, part, near)
+        found.append((np.full(len(near), part), near.astype(np.int64), exact))
+    parts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+    best = scores >= _floor([scores], top_k)
+    return Found(parts[best], rows[best], scores[best])
+
+
+def _add_up(
+    terms: Sequence[_Term], settings: Bm25, totals: list[np.ndarray], allowed: Sequence[np.ndarray], top_k: int
+) -> float:
+    """Adds up words from the most telling one on, as long as need be; returns what the rest may add at most."""
+    rest, added = sum(term.bound for term in terms), 0.0
+    many = sum(map(len, totals)) / FREQUENT
+    for term in sorted(terms, key=lambda each: -each.bound):
+        if added > rest and term.rows > many:
+            touched = [_touched(*each) for each in zip(totals, allowed, strict=True)]
+            floor = _floor([total[rows] for total, rows in zip(totals, touched, strict=True)], top_k)
+            if floor > rest * (1 + SLACK):
+                return rest * (1 + SLACK)
+        for part, (rows, counts) in enumerate(term.found):
+            totals[part][rows] += term.scores(settings, part, rows, counts)
+        rest, added = max(rest - term.bound, 0.0), added + term.bound
+    return 0.0
+
+
+def _touched(total: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(total)
+    return rows[allowed[rows]]
+
+
+def _floor(values: Sequence[np.ndarray], top_k: int) -> float:
+    """The score of the `top_k`th, 0 where there are fewer."""
+    joined = np.concatenate(values)
+    return float(np.partition(joined, len(joined) - top_k)[len(joined) - top_k]) if len(joined) >= top_k else 0.0
