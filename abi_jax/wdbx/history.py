@@ -1,7 +1,7 @@
 """Heads of versions whose log is gone: 128 bytes each, one after the other."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.log.record import HEAD, Head, parse_head
@@ -9,6 +9,25 @@ from abi_jax.wdbx.manifest import HistoryEntry, Manifest
 from abi_jax.wdbx.storage.local import LocalStorage
 
 FOLDER = "history"
+
+
+def add_history(
+    storage: LocalStorage, before: Mapping[str, HistoryEntry], heads: list[Head]
+) -> dict[str, HistoryEntry]:
+    """What a manifest says of history when `heads`, oldest first, come behind it.
+
+    They are written with those before them that are no more, so that there are few files however often is sealed.
+    """
+    made, newest = dict(before), heads
+    for name, entry in sorted(before.items(), reverse=True):
+        if not heads or entry.last - entry.first >= len(newest):
+            break
+        newest = parse_history(f"{storage}/{FOLDER}/{name}", storage.read(f"{FOLDER}/{name}"), entry) + newest
+        del made[name]
+    if newest:
+        name, entry = write_history(storage, newest)
+        made[name] = entry
+    return made
 
 
 def write_history(storage: LocalStorage, heads: list[Head]) -> tuple[str, HistoryEntry]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from abi_jax.lineage_digest import HASH, canonical
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
 from abi_jax.wdbx.digest import bound_root, row_digests, row_messages, tree_levels, tree_root
-from abi_jax.wdbx.history import write_history
+from abi_jax.wdbx.history import add_history
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
@@ -139,10 +139,7 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
 def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
     old = before.manifest
     steps = [_write_step(storage, storage.next_step(), share, plan.at.version) for share in plan.shares]
-    history = dict(old.history) if old else {}
-    if plan.heads:
-        name, entry = write_history(storage, plan.heads)
-        history[name] = entry
+    history = add_history(storage, old.history if old else {}, plan.heads)
     gone = {each.number for share in plan.shares for each in share.merged}
     there = {number for number, entry in plan.collections.items() if not entry.erased}
     segments = {

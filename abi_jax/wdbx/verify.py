@@ -34,7 +34,8 @@ from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
 Progress = Callable[[str], None]
 ATTEMPTS, WAIT_SECONDS = 5, 0.05
-OWNERS = re.compile(rb"(process \d+\n)*")  # what the file `lock` may say
+# What the file `lock` may say; zeros are what a power cut leaves of a line that was not yet on disk.
+OWNERS = re.compile(rb"(\0*process \d+\n)*\0*")
 
 
 def verify(
