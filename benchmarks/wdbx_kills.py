@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,7 +40,8 @@ from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.verify import verify
 
 THREADS, KEYS, DIM = 3, 60, 8
-RETENTION = 2.0  # seconds
+RETENTION = 0.5  # seconds
+BEFORE = 5  # of so many kills one is looked at by `verify` before the store is opened again, too
 STORE_LIFE = 100  # kills, then another store is begun
 LONGEST = 0.6  # seconds of a process
 OPENING = 0.25  # of all kills are at a moment of its first quarter, the others after it has opened the store
@@ -140,7 +142,7 @@ class Store:
         if not (self.root / "wdbx.json").exists():
             return  # killed before there was a store
         try:
-            left = verify(LocalStorage(self.root))
+            left = verify(LocalStorage(self.root)) if self.counts["kills"] % BEFORE == 0 else []
             self.wrong += [
                 str(each) for each in left if "left by a crash" not in each.wrong and "log/" not in each.file
             ]
@@ -154,11 +156,11 @@ class Store:
             self.counts["failed to open"] += 1
             self.wrong.append(str(error))
 
-    def _held(self, db: Database, at: int | None = None) -> list[Rows]:
+    def _held(self, db: Database, at: int | None = None, threads: Sequence[int] = range(THREADS)) -> list[Rows]:
         if "c" not in db.collections():
-            return [{} for _ in range(THREADS)]
+            return [{} for _ in threads]
         found: list[Rows] = []
-        for thread in range(THREADS):
+        for thread in threads:
             rows = db.collection("c").get([f"{thread}-{key}" for key in range(KEYS)], at=at)
             found.append({key: row.metadata["number"] for key, row in enumerate(rows) if row is not None})
             if any(row is not None and row.vector.tolist() != [key] * DIM for key, row in enumerate(rows)):
@@ -179,12 +181,12 @@ class Store:
                 newer = {key for key, n in acknowledged.items() if rows.get(key, -1) < n}
                 self.counts["acknowledged and lost" if newer else "torn"] += 1
                 self.wrong.append(f"thread {thread} has {rows} after operation {number - 1}")
-        for thread, (version, rows) in enumerate(last):
-            if version:
-                with contextlib.suppress(InputError):  # it is no longer kept
-                    self.counts["looked back at a version"] += 1
-                    if self._held(db, version)[thread] != rows:
-                        self.wrong.append(f"thread {thread} had other rows at version {version}")
+        version, rows, thread = max(((*each, thread) for thread, each in enumerate(last)), key=lambda each: each[0])
+        if version:
+            with contextlib.suppress(InputError):  # it is no longer kept
+                if self._held(db, version, [thread]) != [rows]:
+                    self.wrong.append(f"thread {thread} had other rows at version {version}")
+                self.counts["looked back at a version"] += 1
 
 
 def measure(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:

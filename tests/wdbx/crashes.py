@@ -1,6 +1,7 @@
 """A file system that fails, dies, tears a write, or forgets what was not synced, at an operation of one's choice."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -16,15 +17,44 @@ class Killed(BaseException):
     """The process is dead: nothing of it runs any more, not even what handles errors."""
 
 
-class Operations(FileOperations):
+class Quick(FileOperations):
+    """A file system without waiting for a disk, and without Orbax: arrays are files of the same names."""
+
+    def sync(self, path: Path) -> None:
+        pass
+
+    def sync_folder(self, folder: Path) -> None:
+        pass
+
+    def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            (folder / name).mkdir(parents=True)
+            (folder / name / ".zarray").write_text(json.dumps({"shape": array.shape, "dtype": array.dtype.str}))
+            (folder / name / ".".join("0" * array.ndim)).write_bytes(np.ascontiguousarray(array).tobytes())
+
+    def open_log(self, path: Path) -> LogFile:
+        return _Unsynced(super().open_log(path))
+
+
+class _Unsynced:
+    def __init__(self, log: LogFile) -> None:
+        self.append, self.truncate, self.close = log.append, log.truncate, log.close
+
+    def sync(self) -> None:
+        pass
+
+
+class Operations(Quick):
     """Counts operations; at number `stop` (from 0) does what `how` says, and everything after it dies, too.
 
     how: "fail": the operation does nothing and raises, once. "kill": it does nothing. "tear": it is done by half. The
     process is dead after the last two.
     """
 
-    def __init__(self, root: Path, stop: int = -1, how: str = "fail", seed: int = 0) -> None:
+    def __init__(self, root: Path, stop: int = -1, how: str = "fail", seed: int = 0, orbax: bool = False) -> None:
+        """orbax: arrays are written as they are in earnest."""
         self.root = root
+        self.orbax = orbax
         self.stop = stop
         self.how = how
         self.done: list[str] = []
@@ -107,7 +137,8 @@ class Operations(FileOperations):
 
     def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         half = self.step("save_arrays", folder)
-        super().save_arrays(folder, arrays)
+        save = FileOperations.save_arrays if self.orbax else Quick.save_arrays
+        save(self, folder, arrays)
         for each in (folder, *folder.rglob("*")):
             self._number(each, new=True)
         files = sorted(each for each in folder.rglob("*") if each.is_file())

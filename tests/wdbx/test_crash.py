@@ -4,13 +4,14 @@ import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.local import LocalStorage
-from tests.wdbx.crashes import Killed, Operations, copy_store
+from tests.wdbx.crashes import Killed, Operations, Quick, copy_store
 
 Held = dict[str, list[int]]
 
@@ -26,6 +27,7 @@ class Story:
         self.acknowledged: dict[int, Held] = {0: {}}
         self.possible: list[Held] = [{}]  # what is there, and what may be: a write that failed may yet be on disk
         self.ids = {"new"}
+        self.tagged = 0
         self.db: Database | None = None
 
     def run(self) -> None:
@@ -44,13 +46,28 @@ class Story:
             with contextlib.suppress(InputError):
                 self.db.create_collection("c", 2, metric="l2")
                 self._remember()
-        for batch in range(4):
+        for batch in range(3):
             self._upsert({f"{batch}-{i}": [batch, i] for i in range(3)} | {"same": [batch, batch]})
             self._delete(["0-1", f"{batch}-2"])
-            if batch % 2:
-                with contextlib.suppress(OSError, InputError):
-                    self.db.seal(everything=batch == 3)
+            if batch == 1:
+                self._import({"0-0": [7, 7], "i-1": [7, 8]})
+                continue
+            with contextlib.suppress(InputError):
+                self.db.tag("tag")
+                self.tagged = self.db.version - 1
                 self._remember()
+            with contextlib.suppress(OSError, InputError):
+                self.db.seal(everything=batch == 2)
+            self._remember()
+
+    def _import(self, rows: Held) -> None:
+        assert self.db is not None
+        self.ids |= set(rows)
+        self.possible.append(self.now | rows)
+        with contextlib.suppress(OSError, InputError):
+            columns = {"id": list(rows), "vector": np.array(list(rows.values()), np.float32)}
+            self.db.collection("c").import_(columns)
+            self._acknowledged()
 
     def _upsert(self, rows: Held) -> None:
         assert self.db is not None
@@ -80,11 +97,12 @@ class Story:
         """The store in `folder` opens, holds what it must, perhaps what was being written, too, and is whole."""
         if not (folder / "wdbx.json").exists():
             assert max(self.acknowledged) == 0
-        with wdbx.open(folder, **self.options) as db:
+        with Database(LocalStorage(folder, Quick()), background=False, **self.options) as db:
             last = max(self.acknowledged)
             assert db.version >= last
             held = self._held(db)
             assert held in self.possible
+            assert db.resolve("tag") >= self.tagged if self.tagged else True
             assert db.verify() == []
             if "c" not in db.collections():
                 db.create_collection("c", 2, metric="l2")
@@ -121,7 +139,7 @@ def stop_at(tmp_path: Path, kind: type[Story], how: str, stop: int) -> None:
     """Lets operation `stop` of a story go wrong, and checks what is left."""
     root = tmp_path / str(stop) / "store"
     root.parent.mkdir()
-    operations = Operations(root, stop, "kill" if "power" in how else how, seed=stop)
+    operations = Operations(root, stop, "kill" if "power" in how else how, seed=stop, orbax=how == "kill")
     story = kind(root, operations)
     try:
         story.run()
@@ -137,3 +155,25 @@ def stop_at(tmp_path: Path, kind: type[Story], how: str, stop: int) -> None:
         story.check(copy)
     except Exception as error:
         raise AssertionError(f"{how} at operation {stop}: {said}") from error
+
+
+def test_a_writer_after_a_killed_one(tmp_path: Path) -> None:
+    """The next one reads what the killed one did not bring to disk: so it must, before it builds on it."""
+    root, operations = tmp_path / "store", Operations(tmp_path / "store")
+    killed = Database(LocalStorage(root, operations), background=False)
+    c = killed.create_collection("c", 2)
+    c.upsert(["a"], [[1, 1]])
+    operations.stop, operations.how = len(operations.done) + 1, "kill"
+    with pytest.raises(Killed):
+        c.upsert(["b"], [[1, 2]])
+    assert operations.done[-1].startswith("sync log")
+    assert killed._lock is not None
+    killed._lock.file.close()
+    operations.dead, operations.stop = False, -1
+    with Database(LocalStorage(root, operations), background=False) as db:
+        assert len(db.collection("c")) == 2
+        db.collection("c").upsert(["c"], [[1, 3]])
+        operations.power_off(tmp_path / "copy", lucky=False)
+    with wdbx.open(tmp_path / "copy") as db:
+        assert len(db.collection("c")) == 3
+        assert db.verify() == []
