@@ -69,4 +69,6 @@ def collect_at_close(storage: LocalStorage, sealed: Sealed) -> list[str]:
         sleep(PATIENCE / 20)
         pins = held(storage)
     collect(storage, sealed, pins)
-    return sorted({f"{FOLDER}/{name}" for name in storage.names(FOLDER)} - _newest(sealed))
+    everything = any(pin.everything for pin in pins)
+    there = {f"{FOLDER}/{name}" for name in storage.names(FOLDER)}
+    return sorted((there if everything else there & {pin.manifest for pin in pins}) - {sealed.name})

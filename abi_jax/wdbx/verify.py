@@ -160,29 +160,28 @@ class _Walk:
         for record in (record for each in scans for record in each.records if record.head.kind is Kind.SEAL):
             said = json.loads(record.payload)
             wanted = (said["version"], said["hash"])
-        names = set()
+        newest = ""
         for why in ("in force", "before"):
             if wanted is None:
                 break
             version, digest = wanted
             file, holds = manifest_name(version, bytes.fromhex(digest)), f"what is sealed up to version {version}"
-            names.add(file)
             data = self._read(file)
             wanted = None
             if data is None:
                 yield Finding(file, holds, "is missing")
             elif manifest_hash(data).hex() != digest:
                 yield Finding(file, holds, "is not the one that was sealed")
-            else:
-                ring = None if manifests else self.storage.ring  # those before are held by their hash
+            elif why == "in force":
+                newest = file
                 try:
-                    manifests.append(parse_manifest(file, data, ring, self.erased))
+                    manifests.append(parse_manifest(file, data, self.storage.ring, self.erased))
                 except DamagedError as error:
-                    yield Finding(file, f"what is sealed up to version {version}", str(error))
+                    yield Finding(file, holds, str(error))
                     manifests.append(parse_manifest(file, data, None))
-                wanted = manifests[-1].previous
-                self._know(manifests[-1], must=why == "in force")
-        for file in sorted(kept - names - {""}):
+                wanted = manifests[0].previous
+                self._know(manifests[0], must=True)
+        for file in sorted(kept - {newest, ""}):
             data = self._read(file)
             hashed = "" if data is None else manifest_name(0, manifest_hash(data))
             if data is not None and hashed[-22:] != file[-22:]:
