@@ -1,6 +1,7 @@
 """`abi wdbx`: each action on good input, and what it says of bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,50 @@ def test_compact_and_stats(store: Path, abi: Abi) -> None:
     assert "lang=str, year=int" in abi("wdbx", "stats", store).out
 
 
+def test_export_backup_restore(store: Path, abi: Abi, tmp_path: Path) -> None:
+    out = tmp_path / "notes.jsonl"
+    assert abi("wdbx", "export", store, out, "--at", "first", "--json").json["rows"] == 3
+    assert {json.loads(line)["id"] for line in out.read_text().splitlines()} == {"a", "b", "c"}
+    first = abi("wdbx", "backup", store, tmp_path / "backup", "--json").json
+    assert (first["version"], first["kept"]) == (5, 0)
+    assert abi("wdbx", "backup", store, tmp_path / "backup", "--json").json["copied"] == 0
+    assert abi("wdbx", "restore", tmp_path / "backup", tmp_path / "again").status == 0
+    assert abi("wdbx", "get", tmp_path / "again", "a").status == 0
+    assert abi("wdbx", "verify", tmp_path / "again").status == 0
+    refused = abi("wdbx", "restore", tmp_path / "backup", tmp_path / "again")
+    assert refused.status == 2 and "is not empty" in refused.err
+
+
+def test_receipts_and_proofs(store: Path, abi: Abi, tmp_path: Path) -> None:
+    receipt, proof, absent = tmp_path / "receipt.json", tmp_path / "proof.json", tmp_path / "absent.json"
+    assert abi("wdbx", "receipt", store, receipt, "--json").json["number"] == 5
+    assert abi("wdbx", "prove", store, "a", proof, "--json").json["there"] is True
+    shown = abi("wdbx", "prove", store, "c", absent)
+    assert "has no row of 'c'" in shown.out and "--link" in shown.out
+    held = abi("wdbx", "prove", "--check", proof, "--receipt", receipt, "--json")
+    assert held.status == 0 and held.json["row"]["metadata"] == {"lang": "en", "year": 2019}
+    assert abi("wdbx", "prove", "--check", absent, "--receipt", receipt, "--json").json["row"] is None
+    assert "'lang': 'en'" in abi("wdbx", "prove", "--check", proof, "--receipt", receipt).out
+    wrong = abi("wdbx", "prove", "--check", proof, "--link", "0" * 64)
+    assert wrong.status == 1 and "does not hold" in wrong.out
+    assert abi("wdbx", "prove", "--check", proof).status == 2
+    assert abi("wdbx", "prove", store).status == 2
+    assert abi("wdbx", "verify", store, "--receipt", receipt).status == 0
+    shutil.rmtree(store)
+    abi("wdbx", "create", store, "notes", "--dim", "2")
+    assert abi("wdbx", "verify", store, "--receipt", receipt).status == 1
+
+
+def test_an_encrypted_store(tmp_path: Path, abi: Abi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "k" * 43 + "=")
+    path = tmp_path / "memory.wdbx"
+    assert abi("wdbx", "create", path, "notes", "--dim", "2", "--key", "env:THE_KEY").status == 0
+    assert abi("wdbx", "stats", path, "--key", "env:THE_KEY").status == 0
+    without = abi("wdbx", "stats", path)
+    assert without.status == 2 and "key" in without.err
+    assert abi("wdbx", "verify", path).status == 0
+
+
 def test_which_collection(store: Path, abi: Abi) -> None:
     abi("wdbx", "create", store, "other", "--dim", "2")
     asked = abi("wdbx", "get", store, "a")
@@ -196,7 +241,15 @@ def test_a_text_that_is_missing(tmp_path: Path, abi: Abi) -> None:
 
 @pytest.mark.parametrize("action", [each for each in ACTIONS if each not in ("create", "import")])
 def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
-    more = {"query": ["[1, 0]"], "get": ["a"], "delete": ["a"], "at": ["1"]}
+    more: dict[str, list[str | Path]] = {
+        "query": ["[1, 0]"],
+        "get": ["a"],
+        "delete": ["a"],
+        "at": ["1"],
+        "export": [tmp_path / "x.jsonl"],
+    }
+    more |= {"receipt": [tmp_path / "x.json"], "prove": ["a", tmp_path / "x.json"], "backup": [tmp_path / "x"]}
+    more |= {"restore": [tmp_path / "x"]}
     asked = abi("wdbx", action, tmp_path / "nothing", *more.get(action, []))
     assert asked.status == 2 and "is not a WDBX store" in asked.err
     assert not (tmp_path / "nothing").exists()
@@ -205,4 +258,5 @@ def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_help_teaches_each_action(action: str, abi: Abi) -> None:
     shown = abi("wdbx", action, "--help")
-    assert shown.status == 0 and f"abi wdbx {action} memory.wdbx" in shown.out and "--json" in shown.out
+    assert shown.status == 0 and "--json" in shown.out
+    assert re.search(rf"^ *abi wdbx {action} ", shown.out, re.M)

@@ -7,7 +7,7 @@
   abi wdbx query memory.wdbx query.npy --at 2026-03-01T12:00
   abi wdbx get memory.wdbx doc-1 doc-2;  abi wdbx delete memory.wdbx doc-1
   abi wdbx log memory.wdbx;  abi wdbx at memory.wdbx 17 --tag before-the-change
-  abi wdbx verify memory.wdbx;  abi wdbx compact memory.wdbx;  abi wdbx stats memory.wdbx
+  abi wdbx verify memory.wdbx;  abi wdbx stats memory.wdbx;  abi wdbx backup memory.wdbx backups/memory.wdbx
 
 A store is a directory; `create` and `import` make it. Where it has one collection, no --collection need be given. Exit
 status of verify 1 where anything is wrong, of get 1 where an id is not there. `abi wdbx ACTION --help` tells more.
@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 HELP = "a store of vectors: import, query, versions, verify"
-ACTIONS = ("create", "import", "query", "get", "delete", "log", "at", "verify", "compact", "stats")
+ACTIONS = (
+    *("create", "import", "query", "get", "delete", "export", "log", "at"),
+    *("verify", "receipt", "prove", "compact", "backup", "restore", "stats"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Sequence[argparse.ArgumentParser]:

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{file} is not there; expected a file to import")
     encoder = None if options.encoder is None else SentenceEncoder(options.encoder)
     inferred = None if _is_there(options) else _infer(options, encoder)
-    with wdbx.open(options.store) as db:
+    with wdbx.open(options.store, key=options.key) as db:
         collection = _collection(db, options) if inferred is None else db.create_collection(**inferred, encoder=encoder)
         if inferred is None:
             collection = with_encoder(db, collection, options.encoder)
@@ -90,7 +90,7 @@ def _is_there(options: argparse.Namespace) -> bool:
 
     if not (options.store / "wdbx.json").is_file():
         return False
-    with wdbx.open(options.store, mode="r") as db:
+    with wdbx.open(options.store, mode="r", key=options.key) as db:
         names = db.collections()
     return options.collection in names or (options.collection is None and bool(names))
 

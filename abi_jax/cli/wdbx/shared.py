@@ -17,6 +17,7 @@ WIDEST = 60
 def add_store(parser: argparse.ArgumentParser, collection: bool = True) -> None:
     """The store, and which of its collections."""
     parser.add_argument("store", type=Path, help="directory of the store")
+    parser.add_argument("--key", metavar="KEY", help="of an encrypted store: file of the master key, or env:NAME")
     if collection:
         parser.add_argument("--collection", "-c", metavar="NAME", help="needed where the store has several")
 
@@ -34,7 +35,14 @@ def open_store(options: argparse.Namespace, mode: str) -> "Database":
 
     if not (options.store / "wdbx.json").is_file():
         raise InputError(f"{options.store} is not a WDBX store; abi wdbx create or import makes one")
-    return wdbx.open(options.store, mode=mode)
+    return wdbx.open(options.store, mode=mode, key=options.key)
+
+
+def new_file(path: Path) -> Path:
+    """A file that is to be written, where none is yet."""
+    if path.exists():
+        raise InputError(f"{path} exists already; expected a new file")
+    return path
 
 
 def the_collection(db: "Database", options: argparse.Namespace) -> "Collection":

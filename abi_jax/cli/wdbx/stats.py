@@ -1,9 +1,10 @@
-"""What a store has: collections, rows, versions, tags, bytes.
+"""What a store has: collections, rows, versions, tags, bytes, and who reads which version.
 
 abi wdbx stats memory.wdbx
 """
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from abi_jax.cli.wdbx.shared import add_store, open_store, table
@@ -19,27 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Counts, prints tables, and returns the numbers."""
     with open_store(options, "r") as db:
-        views = db.views(db.version)
-        said = {
-            name: {
-                "rows": len(view),
-                "dim": view.spec.dim,
-                "dtype": view.spec.dtype,
-                "metric": view.spec.metric,
-                "segments": len(view.segments),
-                "fields": dict(view.spec.schema),
-            }
-            for name, view in views.items()
-        }
-        version = db.version
-    size = sum(each.stat().st_size for each in options.store.rglob("*") if each.is_file())
+        stats = db.stats()
+        specs = {name: db.collection(name).spec for name in db.collections()}
+    said = {
+        each.name: asdict(each)
+        | {"dim": specs[each.name].dim, "dtype": specs[each.name].dtype, "metric": specs[each.name].metric}
+        | {"fields": dict(specs[each.name].schema), "encoder": specs[each.name].encoder}
+        for each in stats.collections
+    }
     if not options.json:
-        print(f"{options.store}: version {version}, {size:,} bytes")
-        columns = ["collection", "rows", "dim", "dtype", "metric", "segments", "fields"]
+        print(f"{options.store}: version {stats.version}, {stats.total_bytes:,} bytes")
+        columns = ["collection", "rows", "dead", "dim", "dtype", "metric", "segments", "fields"]
         rows = [
-            [name, *(each[c] for c in columns[1:-1]), ", ".join(f"{f}={t}" for f, t in views[name].spec.schema)]
+            [name, *(each[c] for c in columns[1:-1]), ", ".join(f"{f}={t}" for f, t in each["fields"].items())]
             for name, each in said.items()
         ]
         for line in table(columns, rows):
             print(line)
-    return {"store": str(options.store), "version": version, "bytes": size, "collections": said}
+        if stats.tags:
+            print("tags: " + ", ".join(f"{name} = {version}" for name, version in sorted(stats.tags.items())))
+    return asdict(stats) | {"store": str(options.store), "total_bytes": stats.total_bytes, "collections": said}

@@ -1,6 +1,7 @@
 """Frequent words are spared where they cannot matter, and the answer is that of scoring every row."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,9 +45,14 @@ def everywhere(texts: list[list[str]], alive: np.ndarray, words: list[str], sett
 
 @pytest.mark.parametrize("top_k", [1, 10, 200])
 def test_as_scoring_every_row(texts: list[list[str]], top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spared = []
+    spared: list[float] = []
     real = rank_module._add_up
-    monkeypatch.setattr(rank_module, "_add_up", lambda *given: spared.append(real(*given)) or spared[-1])
+
+    def noted(*given: Any) -> float:
+        spared.append(real(*given))
+        return spared[-1]
+
+    monkeypatch.setattr(rank_module, "_add_up", noted)
     column = pa.chunked_array([[" ".join(text) for text in texts]])
     grown = GrowingPostings()
     grown.up_to(column.slice(1500, 900))
