@@ -32,7 +32,7 @@ def test_margin(
     queries = vectors[:batch] + 0.01 * rng.normal(size=(min(batch, 32), 16))
     if whole:
         vectors = np.clip(np.rint(vectors * 40), -128, 127).astype(np.int8)
-        vectors[:, 0] |= 1  # none is zero
+        vectors[:, 0] = np.bitwise_or(vectors[:, 0], 1)  # none is zero
     else:
         vectors = np.clip(vectors * 10.0 ** scales[0], -1e15, 1e15).astype(np.float32)
     queries = np.clip(queries * 10.0 ** scales[1], -1e15, 1e15).astype(np.float32)
@@ -40,7 +40,8 @@ def test_margin(
     pages = empty_pages(shape, 1)
     fill(shape, pages, 0, vectors)
     encoded = encode_queries(shape, queries, batch)
-    rows = Rows(*(jnp.asarray(each[0]) for each in pages.arrays[:3]), jnp.ones(32, bool))
+    numbers, scale, offset = (jnp.asarray(each[0]) for each in pages.arrays[:3])
+    rows = Rows(numbers, scale, offset, jnp.ones(32, bool))
     told = np.asarray(score(rows, jnp.asarray(encoded.parts), jnp.asarray(encoded.scales)), np.float64)
     allowed = margin(shape, encoded, float(pages.reach[0, 0]), float(pages.reach[0, 1]))
     for q, query in enumerate(queries):
