@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from abi_jax.wdbx.database import Database
-    from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
+    from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
 
 
 class CollectionHandle:
@@ -56,7 +56,7 @@ class CollectionHandle:
         made = self._database.view(self._number, at)
         return made if self._mesh is None else replace(made, mesh=self._mesh)
 
-    def on(self, mesh: "Mesh | MeshSearch", config: "MeshConfig | None" = None) -> "CollectionHandle":
+    def on(self, mesh: "Mesh | MeshSearch", config: "MeshSearchConfig | None" = None) -> "CollectionHandle":
         """The collection, searched on the devices of a mesh, which keep its vectors as long as this is used."""
         from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
 

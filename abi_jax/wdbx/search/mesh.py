@@ -22,7 +22,8 @@ from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.search.mesh_pool import Pool, Scanned
 from abi_jax.wdbx.search.mesh_programs import Arrays, programs_on
 
-BATCHES = (1, 4, 16, 64, 128, 256, 512)  # queries of a program
+BATCHES = (1, 4, 8, 16, 32, 64, 128, 256, 512)  # queries of a program
+MOST_QUERIES = {"cpu": 64}  # of a program: XLA multiplies more no quicker; elsewhere, all of these
 FEWEST_KEPT = {"float32": 32, "bfloat16": 128, "int8": 256}  # rows that a device returns for a query, at least
 MANY_ROWS = 4096  # asked for: with more than these it matters how many there are
 KEPT_AT_ONCE = 1 << 20  # rows that a device returns for all queries of a program
@@ -33,7 +34,7 @@ SCORES_AT_ONCE = 1 << 24  # numbers of vectors that are scored exactly
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshSearchConfig:
     """How a mesh searches.
 
     compute: the type of products and of what devices hold: "float32", "bfloat16" or "int8"; "auto" is float32 on a CPU,
@@ -62,8 +63,8 @@ class MeshSearch:
     On a mesh of many processes each of them asks the same, in the same order, of the same version.
     """
 
-    def __init__(self, mesh: Mesh, config: MeshConfig | None = None) -> None:
-        self.config = config or MeshConfig()
+    def __init__(self, mesh: Mesh, config: MeshSearchConfig | None = None) -> None:
+        self.config = config or MeshSearchConfig()
         self.programs = programs_on(tuple(mesh.devices.flat), self.config.kernel)
         self._pools: dict[Hashable, Pool] = {}
         self._lock = RLock()
@@ -82,7 +83,8 @@ class MeshSearch:
         """
         found: list[Found] = []
         keep = keep_for(self._shape(parts, metric, queries.shape[1]).compute, parts, top_k)
-        step = max((size for size in BATCHES if size * keep <= KEPT_AT_ONCE), default=1)
+        most = min(KEPT_AT_ONCE // keep, MOST_QUERIES.get(self.programs.platform, BATCHES[-1]))
+        step = max((size for size in BATCHES if size <= most), default=1)
         for start in range(0, len(queries), step):
             found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep)
         return found
@@ -292,6 +294,6 @@ def decide(
     return found
 
 
-def on_mesh(mesh: Mesh | MeshSearch | None, config: MeshConfig | None = None) -> MeshSearch | None:
+def on_mesh(mesh: Mesh | MeshSearch | None, config: MeshSearchConfig | None = None) -> MeshSearch | None:
     """What searches on a mesh; None where there is none, and `mesh` itself where it is one already."""
     return mesh if mesh is None or isinstance(mesh, MeshSearch) else MeshSearch(mesh, config)

@@ -15,7 +15,7 @@ from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.sharding import MeshConfig as Devices
 from abi_jax.sharding import make_mesh, use
-from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
+from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
 
 ROWS, DIM, TOP_K, PAGE = 2400, 24, 7, 128
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
@@ -90,7 +90,7 @@ def test_as_numpy(devices: int, cases: dict[Any, Case]) -> None:
     """All metrics and dtypes, with deletes, updates, a filter and older versions."""
     mesh = mesh_of(devices)
     for (metric, _), (collection, versions, queries) in cases.items():
-        c = collection.on(mesh, MeshConfig(rows_per_page=PAGE))
+        c = collection.on(mesh, MeshSearchConfig(rows_per_page=PAGE))
         for version, vectors, alive in versions:
             check(c.view(version).search(queries, TOP_K), metric, queries, vectors, alive)
         even = alive & (np.arange(ROWS) % 2 == 0)
@@ -103,7 +103,7 @@ def test_as_numpy(devices: int, cases: dict[Any, Case]) -> None:
 def test_in_a_shorter_type(compute: str, cases: dict[Any, Case]) -> None:
     """What devices compute in does not change the answer; queries of one part and of two."""
     for (metric, _), (collection, versions, queries) in cases.items():
-        c = collection.on(mesh_of(4), MeshConfig(compute, rows_per_page=PAGE))
+        c = collection.on(mesh_of(4), MeshSearchConfig(compute, rows_per_page=PAGE))
         _, vectors, alive = versions[-1]
         many = np.tile(queries, (2, 1))
         check(c.view().search(queries[:3], TOP_K), metric, queries[:3], vectors, alive)
@@ -113,7 +113,7 @@ def test_in_a_shorter_type(compute: str, cases: dict[Any, Case]) -> None:
 def test_through_little_memory(cases: dict[Any, Case]) -> None:
     """Collections larger than the budget, and the same budget for all of them."""
     page = PAGE * (DIM * 4 + 9)
-    mesh = MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE, bytes_per_device=4 * page))
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE, bytes_per_device=4 * page))
     for (metric, dtype), (collection, versions, queries) in cases.items():
         if dtype in ("float32", "int8"):
             c = collection.on(mesh)
@@ -121,13 +121,13 @@ def test_through_little_memory(cases: dict[Any, Case]) -> None:
                 check(c.view(version).search(queries[:4], TOP_K), metric, queries[:4], vectors, alive)
                 assert 0 < mesh.nbytes <= 4 * page
     with pytest.raises(InputError, match="bytes_per_device 20000: expected at least"):
-        collection.on(mesh_of(2), MeshConfig(rows_per_page=PAGE, bytes_per_device=20000)).query(queries[0])
+        collection.on(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE, bytes_per_device=20000)).query(queries[0])
 
 
 def test_more_ties_than_devices_return(tmp_path: Path) -> None:
     """Where hundreds of rows tie, all of them are asked for, and the lowest ids win."""
     rng = np.random.default_rng(1)
-    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE))) as db:
+    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE))) as db:
         for metric in METRICS:
             c = db.create_collection(metric, DIM, metric, ids="int")
             vectors = rng.normal(size=(1000, DIM)).astype(np.float32)
@@ -182,7 +182,7 @@ def mixed(db: wdbx.Database, c: wdbx.Collection, rng: np.random.Generator, count
 def test_no_recompilation(tmp_path: Path, compilations: Callable[[], int]) -> None:
     """Mixed operations, in whatever context a caller is, compile nothing once each shape was seen."""
     rng = np.random.default_rng(2)
-    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshConfig(rows_per_page=128))) as db:
+    with wdbx.open(tmp_path / "store", mesh=MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=128))) as db:
         c = db.create_collection("c", 8, "l2", schema={"n": int}, ids="int")
         for start in range(0, 9000, 3000):  # the last ones replace the first, which versions before still have
             c.upsert(np.arange(start, start + 3000) % 3000, rng.normal(size=(3000, 8)), {"n": [0] * 3000})
@@ -198,7 +198,7 @@ def test_no_recompilation(tmp_path: Path, compilations: Callable[[], int]) -> No
 def test_pages_come_and_go(tmp_path: Path) -> None:
     """New rows take new pages only; pages of a segment that is gone are free."""
     rng = np.random.default_rng(3)
-    mesh = MeshSearch(mesh_of(2), MeshConfig(rows_per_page=PAGE))
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE))
     with wdbx.open(tmp_path / "store", mesh=mesh) as db:
         c = db.create_collection("c", DIM, ids="int")
         c.upsert(np.arange(2000), rng.normal(size=(2000, DIM)))
@@ -234,4 +234,4 @@ def test_what_is_wrong_is_named() -> None:
         ({"bytes_per_device": 0}, "bytes_per_device 0: expected a positive number"),
     ]:
         with pytest.raises(InputError, match=message):
-            MeshConfig(**wrong)  # type: ignore[arg-type]
+            MeshSearchConfig(**wrong)  # type: ignore[arg-type]

@@ -21,11 +21,11 @@ import numpy as np
 from abi_jax import wdbx
 from abi_jax.sharding import MeshConfig as Devices
 from abi_jax.sharding import initialize, make_mesh
-from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
+from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
 
 cluster = initialize()
 path, version, bytes_per_device = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) or None
-mesh = MeshSearch(make_mesh(Devices(data=-1)), MeshConfig(rows_per_page=128, bytes_per_device=bytes_per_device))
+mesh = MeshSearch(make_mesh(Devices(data=-1)), MeshSearchConfig(rows_per_page=128, bytes_per_device=bytes_per_device))
 queries = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
 with wdbx.open(path, mode="r", mesh=mesh) as db:
     c = db.collection("c")

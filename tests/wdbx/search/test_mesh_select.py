@@ -11,7 +11,7 @@ import pytest
 
 from abi_jax import wdbx
 from abi_jax.wdbx.search import mesh_programs
-from abi_jax.wdbx.search.mesh import MeshConfig, MeshSearch
+from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
 from abi_jax.wdbx.search.mesh_kernel import block_maxima, fits, select_fused
 from abi_jax.wdbx.search.mesh_pages import page_shape
 from abi_jax.wdbx.search.mesh_programs import Programs, scan_structs
@@ -76,7 +76,7 @@ def test_what_approximate_maxima_miss_is_made_up_for(tmp_path: Path, monkeypatch
 
     rng = np.random.default_rng(5)
     vectors, queries = rng.normal(size=(6000, 24)), rng.normal(size=(3, 24)).astype(np.float32)
-    mesh = MeshSearch(mesh_of(2), MeshConfig("float32", rows_per_page=128))
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig("float32", rows_per_page=128))
     mesh.programs = Programs(list(mesh_of(2).devices.flat))
     mesh.programs.platform = "tpu"
     with wdbx.open(tmp_path / "store", mesh=mesh) as db:
