@@ -144,6 +144,10 @@ class CollectionHandle:
         """The rows of ids, in their order; None where there is none."""
         return self.view(at).get(ids)
 
+    def ids(self, where: Mapping[str, Any] | None = None, at: At = None) -> list[Any]:
+        """The ids of all rows, or of those that pass a filter, ascending."""
+        return self.view(at).ids(where)
+
     def prove(self, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
         """A proof of the id's row at a version, a tag or a time (now), or that it has none. See `wdbx.check_proof`.
 

@@ -79,6 +79,13 @@ class View:
         where = self._find(listed)
         return [None if at is None else self._row(*at) for at in where]
 
+    def ids(self, where: Mapping[str, Any] | None = None) -> list[Any]:
+        """The ids of all rows, or of those that pass a filter, ascending."""
+        found: list[Any] = []
+        for part, passed in enumerate(self.allowed(where)):
+            found += self._ids(part, np.flatnonzero(passed))
+        return sorted(found, key=id_key)
+
     def _find(self, ids: Sequence[Any]) -> list[tuple[int, int] | None]:
         """Of each id the part and the row in it."""
         found: list[tuple[int, int] | None] = [None] * len(ids)
