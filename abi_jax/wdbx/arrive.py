@@ -3,7 +3,6 @@
 docs/wdbx-format.md, "Operations", import.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.log.commit import Commits, Draft
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import Sealed, SegmentEntry, manifest_hash, manifest_name
-from abi_jax.wdbx.seal import rows_root, segment_content
+from abi_jax.wdbx.seal import file_hashes, rows_root, segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.local import LocalStorage
@@ -47,7 +46,7 @@ def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays:
 def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
     name = step_name(number)
     storage.save(name, arrays, spec.tenant)
-    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
+    return file_hashes(storage, name)
 
 
 def shared_rows(of: Segment, with_: Segment) -> np.ndarray:

@@ -21,6 +21,19 @@ FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast a
 DOMAIN = b"abi-jax/wdbx row\0"
 
 
+@dataclass(frozen=True)
+class Messages:
+    """What is hashed of rows: `fixed` uint8 `[n, w]`, and behind it `varying`, large binary `[n]`, None for nothing."""
+
+    fixed: np.ndarray
+    varying: pa.Array | None
+
+    def joined(self) -> list[bytes]:
+        """The messages, whole."""
+        behind = [b""] * len(self.fixed) if self.varying is None else self.varying.to_pylist()
+        return [head.tobytes() + tail for head, tail in zip(self.fixed, behind, strict=True)]
+
+
 def row_messages(
     spec: CollectionSpec,
     ids: Ids | pa.Array,
@@ -28,8 +41,8 @@ def row_messages(
     vectors: np.ndarray,
     metadata: pa.Table,
     salts: np.ndarray | None = None,
-) -> pa.Array:
-    """What is hashed of every row: large binary `[n]`.
+) -> Messages:
+    """What is hashed of every row.
 
     since: versions from the segment's first to the row's birth. salts: uint8 `[n, 16]` of rows that are encrypted.
 
@@ -56,10 +69,10 @@ def row_messages(
         width, parts = _column(column)
         fixed.append(width)
         varying += parts
-    width = sum(part.shape[1] for part in fixed)
-    block = pa.py_buffer(np.concatenate(fixed, axis=1).reshape(-1))
-    head = pa.Array.from_buffers(pa.binary(width), count, [None, block]).cast(pa.large_binary())
-    return pc.binary_join_element_wise(head, *varying, pa.scalar(b"", pa.large_binary())) if varying else head
+    behind = None if not varying else varying[0]
+    if len(varying) > 1:
+        behind = pc.binary_join_element_wise(*varying, pa.scalar(b"", pa.large_binary()))
+    return Messages(np.concatenate(fixed, axis=1), behind)
 
 
 def _column(column: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
@@ -105,14 +118,22 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1).view(np.uint8)
 
 
-def row_digests(messages: pa.Array) -> np.ndarray:
+def row_digests(messages: Messages) -> np.ndarray:
     """SHA-256 of every message, uint8 `[n, 32]`."""
-    ends = np.frombuffer(messages.buffers()[1], np.int64)[
-        messages.offset : messages.offset + len(messages) + 1
-    ].tolist()
-    data, one = memoryview(messages.buffers()[2] or b""), hashlib.sha256
-    made = b"".join([one(data[a:b]).digest() for a, b in pairwise(ends)])
-    return np.frombuffer(made, np.uint8).reshape(-1, HASH)
+    count, width = messages.fixed.shape
+    heads, one = messages.fixed.reshape(-1).data, hashlib.sha256
+    if messages.varying is None:
+        made = b"".join([one(heads[at : at + width]).digest() for at in range(0, count * width, width)])
+        return np.frombuffer(made, np.uint8).reshape(-1, HASH)
+    column = messages.varying
+    ends = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + count + 1].tolist()
+    tails = memoryview(column.buffers()[2] or b"")
+    digests = []
+    for row, (start, end) in enumerate(pairwise(ends)):
+        hashed = one(heads[row * width : (row + 1) * width])
+        hashed.update(tails[start:end])
+        digests.append(hashed.digest())
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, HASH)
 
 
 def tree_levels(digests: np.ndarray) -> list[np.ndarray]:

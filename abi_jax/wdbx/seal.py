@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from abi_jax.lineage_digest import HASH, canonical
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
-from abi_jax.wdbx.digest import bound_root, row_digests, row_messages, tree_levels, tree_root
+from abi_jax.wdbx.digest import Messages, bound_root, row_digests, row_messages, tree_levels, tree_root
 from abi_jax.wdbx.history import add_history
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
@@ -176,7 +175,7 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int)
     name = step_name(number)
     if arrays:
         storage.save(name, arrays, spec.tenant)
-    files = {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in storage.files(name).items()}
+    files = file_hashes(storage, name)
     segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
     rows = len(segment) if segment else 0
     first = merged.first if merged else version
@@ -230,6 +229,15 @@ def _swap(step: _Step) -> None:
     collection.rows = RowSet(tuple(segments), tail)
 
 
+def file_hashes(storage: LocalStorage, name: str) -> dict[str, str]:
+    """SHA-256 of every file of a step, by its path."""
+    found = {}
+    for path, file in storage.files(name).items():
+        with file.open("rb") as opened:
+            found[path] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found
+
+
 def segment_content(segment: Segment | None) -> bytes:
     """The root over a segment's rows as they are stored."""
     if segment is None:
@@ -248,7 +256,7 @@ def segment_digests(segment: Segment) -> np.ndarray:
     return np.concatenate([row_digests(segment_messages(segment, start, start + HASHED_AT_ONCE)) for start in starts])
 
 
-def segment_messages(segment: Segment, start: int, stop: int) -> pa.Array:
+def segment_messages(segment: Segment, start: int, stop: int) -> Messages:
     """What is hashed of rows `start` to `stop` of a segment."""
     stop = min(stop, len(segment))
     since = segment.born[start:stop] - segment.first

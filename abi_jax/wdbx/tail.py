@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes, CodesMaker
 
 ALIVE = np.iinfo(np.int64).max  # the version at which a row dies that has not
-SMALLEST = 1024  # rows; room grows by doubling
+SMALLEST, LARGEST = 1 << 10, 1 << 15  # rows there is room for at first; it grows by doubling
+ROOM_BYTES = 64 << 20  # of vectors there is room for at first: memory that is not used is not taken
 
 
 class Tail:
@@ -29,9 +30,10 @@ class Tail:
     def __init__(self, spec: CollectionSpec) -> None:
         self.spec = spec
         self.count = 0
-        self.vectors = np.zeros((SMALLEST, spec.dim), spec.numpy_dtype)
-        self.born = np.zeros(SMALLEST, np.int64)
-        self.died = np.full(SMALLEST, ALIVE, np.int64)
+        room = min(LARGEST, max(SMALLEST, ROOM_BYTES // (spec.dim * spec.numpy_dtype.itemsize)))
+        self.vectors = np.empty((room, spec.dim), spec.numpy_dtype)
+        self.born = np.empty(room, np.int64)
+        self.died = np.full(room, ALIVE, np.int64)
         self.ids: list[Any] = []
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
@@ -128,8 +130,10 @@ class Tail:
             return
         while room < count:
             room *= 2
-        for name, fill in (("vectors", 0), ("born", 0), ("died", ALIVE)):
+        for name in ("vectors", "born", "died"):
             old = getattr(self, name)
-            new = np.full((room, *old.shape[1:]), fill, old.dtype)
+            new = np.empty((room, *old.shape[1:]), old.dtype)
             new[: self.count] = old[: self.count]
+            if name == "died":
+                new[self.count :] = ALIVE
             setattr(self, name, new)

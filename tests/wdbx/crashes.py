@@ -186,7 +186,8 @@ class _Log:
     def __init__(self, operations: Operations, path: Path, log: LogFile) -> None:
         self._operations, self._path, self._log = operations, path, log
 
-    def append(self, data: bytes) -> None:
+    def append(self, *parts: bytes) -> None:
+        data = b"".join(parts)
         half = self._operations.step("append", self._path)
         self._log.append(data[: self._operations.random.randrange(len(data) + 1)] if half else data)
         self._operations._die(half)

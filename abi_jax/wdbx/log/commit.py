@@ -13,6 +13,8 @@ from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.log.record import Head, Kind, Record, payload_digest
 from abi_jax.wdbx.storage.operations import LogFile
 
+SMALL = 1 << 16  # bytes that are quicker copied into one piece than written in several
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -135,7 +137,7 @@ class Commits:
             return
         try:
             records = self._records([each.draft for each in group])
-            self._append(b"".join(record.encode() for record in records))
+            self._append([part for record in records for part in record.parts])
         except Exception as error:
             if self._seals is not None:
                 self._seals.failed()
@@ -196,10 +198,11 @@ class Commits:
         if self._broken:
             raise WdbxError(f"nothing can be written: {self._broken}; open the store again")
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, parts: list[bytes]) -> None:
         self.check()
+        size = sum(map(len, parts))
         try:
-            self._log.append(data)
+            self._log.append(*([b"".join(parts)] if size < SMALL else parts))
         except OSError as error:
             try:
                 self._log.truncate(self.size)
@@ -214,5 +217,5 @@ class Commits:
             raise WdbxError(
                 f"{self._broken}; whether this was written is known when the store is opened again"
             ) from error
-        self.size += len(data)
+        self.size += size
         self.check()

@@ -105,9 +105,14 @@ class Record:
     payload: bytes
     signature: bytes = b""
 
+    @property
+    def parts(self) -> tuple[bytes, bytes, bytes]:
+        """The bytes of the record in a log, in three parts."""
+        return self.head.encode(), self.payload, self.signature
+
     def encode(self) -> bytes:
         """The bytes of the record in a log."""
-        return self.head.encode() + self.payload + self.signature
+        return b"".join(self.parts)
 
 
 def payload_digest(payload: bytes | memoryview) -> bytes:

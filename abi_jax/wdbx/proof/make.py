@@ -103,7 +103,7 @@ def _around(segment: Segment, id_: str | int) -> range:
 
 def _leaves(segment: Segment, rows: range) -> tuple[Leaf, ...]:
     levels = tree_levels(segment_digests(segment))
-    messages = segment_messages(segment, rows.start, rows.stop).to_pylist()
+    messages = segment_messages(segment, rows.start, rows.stop).joined()
     paths = [tree_path(levels, row, segment.first).beside for row in rows]
     return tuple(Leaf(*each) for each in zip(rows, messages, paths, strict=True))
 

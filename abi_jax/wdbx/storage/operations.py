@@ -16,8 +16,8 @@ from abi_jax.wdbx.storage.arrays import save_arrays
 class LogFile(Protocol):
     """A file that grows at its end."""
 
-    def append(self, data: bytes) -> None:
-        """Adds `data`. What an error leaves of it is to be truncated."""
+    def append(self, *parts: bytes) -> None:
+        """Adds `parts`, one after the other. What an error leaves of them is to be truncated."""
 
     def sync(self) -> None:
         """Waits until everything appended is on disk."""
@@ -82,10 +82,11 @@ class _LogFile:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
-    def append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
+    def append(self, *parts: bytes) -> None:
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(self._file, view) :]
 
     def sync(self) -> None:
         os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)

@@ -1,5 +1,6 @@
 """Pieces of a source, as they come: of the collection's types, or refused with the number of the row."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,11 @@ def _ids(spec: CollectionSpec, piece: Piece, count: int) -> pa.Array | np.ndarra
             return np.asarray(given).astype(np.int64)
     if isinstance(given, np.ndarray) and spec.ids == "int" and given.dtype.kind in "iu" and given.dtype != np.uint64:
         return given.astype(np.int64)
+    if spec.ids == "str" and isinstance(given, list):
+        with contextlib.suppress(pa.ArrowException, ValueError):
+            texts = pa.array(given, pa.large_string())
+            if not texts.null_count and len(texts) and pc.min(pc.binary_length(texts)).as_py() > 0:
+                return texts
     made = make_ids(spec, given, unique=False, first=piece.first)
     return made if isinstance(made, np.ndarray) else text_column(made)
 
