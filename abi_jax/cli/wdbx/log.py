@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.last < 0:
         raise InputError(f"--last {options.last}; expected 0 or more")
     with open_store(options, "r") as db:
-        versions = list(islice(db.log(), options.last or None))
+        versions = [_told(each) for each in islice(db.log(), options.last or None)]
         total = db.version
     if not options.json:
         rows = [
@@ -44,3 +44,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if total > len(versions):
             print(f"... and {total - len(versions):,} older; --last 0 shows all")
     return {"store": str(options.store), "version": total, "versions": versions}
+
+
+def _told(version: dict[str, Any]) -> dict[str, Any]:
+    """A sealing that brings rows is an import."""
+    return version | {"kind": "import"} if version["kind"] == "seal" and version["rows"] else version
