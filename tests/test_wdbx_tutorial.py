@@ -44,10 +44,7 @@ def run(command: str) -> str:
     """What a command prints; `abi` runs in this process, everything else in a shell."""
     if command.startswith("export "):
         name, _, value = command.removeprefix("export ").partition("=")
-        printed = subprocess.run(
-            ["bash", "-c", f"echo {value}"], capture_output=True, text=True, check=True, env=_shell()
-        )
-        os.environ[name] = printed.stdout.strip()
+        os.environ[name] = _in_shell(f"echo {value}").strip()
         return ""
     if not command.startswith("abi "):
         return _in_shell(command)
