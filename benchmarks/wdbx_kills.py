@@ -41,6 +41,7 @@ from abi_jax.wdbx.verify import verify
 
 THREADS, KEYS, DIM = 3, 60, 8
 RETENTION = 0.5  # seconds
+SEALED = 4  # after so many kills the log is sealed in peace, so that it does not grow for ever
 BEFORE = 5  # of so many kills one is looked at by `verify` before the store is opened again, too
 STORE_LIFE = 100  # kills, then another store is begun
 LONGEST = 0.6  # seconds of a process
@@ -147,10 +148,13 @@ class Store:
                 str(each) for each in left if "left by a crash" not in each.wrong and "log/" not in each.file
             ]
             self.counts["left behind by a crash"] += bool(left)
+            self.counts["killed while files were written"] += bool(LocalStorage(self.root).partial())
             with Database(LocalStorage(self.root), mode="r") as reader:
                 seen = self._held(reader)
             with Database(LocalStorage(self.root), background=False, retention=RETENTION) as db:
                 self._compare(db, seen, last)
+                if self.counts["kills"] % SEALED == 0:
+                    db.seal()
             self.wrong += [str(each) for each in verify(LocalStorage(self.root))]
         except InputError as error:
             self.counts["failed to open"] += 1
