@@ -26,6 +26,7 @@ from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.tail import ALIVE, Tail
 
+MOST_HUSKS = 8  # steps of a collection that hold nothing but deaths
 HASHED_AT_ONCE = 1024  # rows whose messages are made together
 
 
@@ -137,9 +138,13 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
 
 def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
     old = before.manifest
-    steps = [_write_step(storage, storage.next_step(), share, plan.at.version) for share in plan.shares]
+    husks = {share.collection.number: _husks(old, share) for share in plan.shares}
+    steps = [
+        _write_step(storage, storage.next_step(), share, plan.at.version, bool(husks[share.collection.number]))
+        for share in plan.shares
+    ]
     history = add_history(storage, old.history if old else {}, plan.heads)
-    gone = {each.number for share in plan.shares for each in share.merged}
+    gone = {each.number for share in plan.shares for each in share.merged}.union(*husks.values())
     there = {number for number, entry in plan.collections.items() if not entry.erased}
     segments = {
         number: entry
@@ -161,7 +166,15 @@ def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> 
     return manifest, steps
 
 
-def _write_step(storage: LocalStorage, number: int, share: _Share, version: int) -> _Step:
+def _husks(old: Manifest | None, share: _Share) -> list[int]:
+    """Steps of a collection that hold nothing but deaths, where they are many, or its rows are all written anew."""
+    entries = old.segments.items() if old else ()
+    found = [n for n, entry in entries if entry.collection == share.collection.number and not entry.rows]
+    return found if len(found) > MOST_HUSKS or len(share.merged) == len(share.rows.segments) else []
+
+
+def _write_step(storage: LocalStorage, number: int, share: _Share, version: int, again: bool) -> _Step:
+    """again: tells all deaths in other segments, since other steps that did go."""
     spec = share.collection.spec
     sources = (
         *(kept(each, len(each), share.horizon) for each in share.merged),
@@ -169,7 +182,7 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int)
     )
     merged = merge(spec, sources)
     arrays = dict(merged.arrays) if merged else {}
-    deaths = _deaths(number, share, sources, merged, version)
+    deaths = _deaths(number, share, sources, merged, version, again)
     if len(deaths):
         arrays["deaths"] = deaths
     name = step_name(number)
@@ -185,11 +198,13 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int)
     return _Step(number, entry, share, segment, sources, merged)
 
 
-def _deaths(number: int, share: _Share, sources: tuple[Source, ...], merged: Merged | None, version: int) -> np.ndarray:
+def _deaths(
+    number: int, share: _Share, sources: tuple[Source, ...], merged: Merged | None, version: int, again: bool
+) -> np.ndarray:
     """Deaths up to `version` that no step would tell otherwise: segment, row, version, uint64 `[m, 3]`."""
     gone = {each.number for each in share.merged}
     found = [np.array([death for death in share.deaths if death[0] not in gone], np.uint64).reshape(-1, 3)]
-    if gone:  # their steps go, and with them what these say of other segments
+    if gone or again:  # steps go, and with them what they say of other segments
         others = [each for each in share.rows.segments if each.number not in gone]
         found += [_rows_of(each.number, each.died, version) for each in others]
     if merged is not None:

@@ -3,6 +3,7 @@
 docs/wdbx-format.md, "Operations", import.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -83,9 +84,10 @@ class Steps:
         self.storage.reserved -= set(self._numbers)
 
     def give_up(self) -> None:
-        """Takes away what was written."""
+        """Takes away what was written. What cannot be taken away is garbage."""
         for number in self._numbers:
-            self.storage.delete(step_name(number))
+            with contextlib.suppress(OSError):
+                self.storage.delete(step_name(number))
         self.done()
 
 
