@@ -437,12 +437,18 @@ class Database:
         Commits go on meanwhile. Where the folder holds an older backup, only what is new is copied. The backup is a
         store: it can be opened, verified, and restored with `wdbx.restore`. progress: a bar on standard error.
         """
-        with (
-            self._sealing,
-            self.at(version) as pinned,
-            tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
-        ):
-            return copy_store(self.storage, Path(path), pinned.version, bar.update)
+        for attempt in range(1, ATTEMPTS + 1):
+            with (
+                self._sealing,
+                self.at(version) as pinned,
+                tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
+            ):
+                try:
+                    return copy_store(self.storage, Path(path), pinned.version, bar.update)
+                except InputError:
+                    if self.mode != "r" or attempt == ATTEMPTS or self.refresh() == pinned.version:
+                        raise  # else its log was sealed by another process
+        raise AssertionError
 
     def stats(self) -> Stats:
         """Rows, bytes, versions, and who reads which."""

@@ -55,6 +55,14 @@ def test_backup_and_restore(store: Path, tmp_path: Path) -> None:
     assert len(content(tmp_path / "restored")) == len(before) + 1
 
 
+def test_a_reader_whose_log_was_sealed_meanwhile(store: Path, tmp_path: Path) -> None:
+    with wdbx.open(store, mode="r") as reader, wdbx.open(store) as db:
+        db.collection("c").upsert(["later"], [[4] * DIM])
+        db.compact()
+        assert reader.backup(tmp_path / "backup").version == db.version
+        assert len(content(tmp_path / "backup")) == 301
+
+
 def test_what_cannot_be_backed_up(store: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     wdbx.open(other).close()
