@@ -1,5 +1,6 @@
 """A collection of an open store: what is written to it, read and searched by name."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.errors import InputError
+from abi_jax.lineage_digest import canonical
 from abi_jax.lineage_receipt import Receipt
 from abi_jax.wdbx.ask import Words, ask
 from abi_jax.wdbx.encoder import Encoder, encode
@@ -147,6 +149,15 @@ class CollectionHandle:
     def ids(self, where: Mapping[str, Any] | None = None, at: At = None) -> list[Any]:
         """The ids of all rows, or of those that pass a filter, ascending."""
         return self.view(at).ids(where)
+
+    def set(self, retention: float | None) -> int:
+        """Settings that stay with the collection; the version that they are in force from.
+
+        retention: seconds for which all versions can be read; None: what the store is opened with.
+        """
+        if retention is not None and not (isinstance(retention, int | float) and 0 <= retention < math.inf):
+            raise InputError(f"retention {retention!r}: expected seconds, from 0, or None")
+        return self._database.commit(Kind.SETTINGS, self._number, 0, canonical({"retention": retention}))[0]
 
     def prove(self, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
         """A proof of the id's row at a version, a tag or a time (now), or that it has none. See `wdbx.check_proof`.

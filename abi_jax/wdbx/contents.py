@@ -35,6 +35,7 @@ class Collection:
     """A collection at the last version.
 
     horizon: the first version of it that can still be read. dropped, erased: the version, 0 while it is there.
+    retention: seconds for which all versions can be read, None for what its store is opened with.
     deaths: of rows of segments, since the last sealing: segment, row, version.
     """
 
@@ -45,6 +46,7 @@ class Collection:
     horizon: int = 0
     dropped: int = 0
     erased: int = 0
+    retention: float | None = None
     deaths: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
@@ -104,7 +106,7 @@ class Contents:
             for number in self._said(record)["collections"]:
                 self._erase(number, head.version)
         elif head.kind is Kind.SETTINGS:
-            self._said(record)
+            self._collection(head).retention = self._said(record).get("retention")
         self._go_on(head)
         return result
 

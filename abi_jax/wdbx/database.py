@@ -462,7 +462,8 @@ class Database:
         self.seal(everything=True)
 
     def _horizon(self, collection: Collection) -> int:
-        late = int((time() - self._retention) * 1e6)
+        retention = self._retention if collection.retention is None else collection.retention
+        late = int((time() - retention) * 1e6)
         kept = version_at(late, self._contents, self.storage, self._sealed.manifest)
         pins = (pin.version for pin in held(self.storage))
         return oldest_needed(kept, pins, self._contents.tags.values())

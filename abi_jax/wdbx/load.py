@@ -193,7 +193,14 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
     made.parents = {version: list(map(dict, links)) for version, links in manifest.parents.items()}
     for number, entry in manifest.collections.items():
         made.collections[number] = Collection(
-            number, entry.spec, entry.created, RowSet((), Tail(entry.spec)), entry.horizon, entry.dropped, entry.erased
+            number,
+            entry.spec,
+            entry.created,
+            RowSet((), Tail(entry.spec)),
+            entry.horizon,
+            entry.dropped,
+            entry.erased,
+            entry.retention,
         )
     deaths = [np.zeros((0, 3), np.int64)]
     for number, step in sorted(manifest.segments.items()):

@@ -17,13 +17,19 @@ FOLDER = "manifests"
 
 @dataclass(frozen=True)
 class CollectionEntry:
-    """What a manifest says of a collection. dropped, erased: the version, 0 while it is there."""
+    """What a manifest says of a collection. dropped, erased: the version, 0 while it is there. retention: seconds."""
 
     spec: CollectionSpec
     created: int
     horizon: int
     dropped: int = 0
     erased: int = 0
+    retention: float | None = None
+
+    def said(self) -> dict[str, Any]:
+        """What the file says; settings that nobody made are left out."""
+        made = asdict(self) | {"spec": self.spec.to_json()}
+        return {name: value for name, value in made.items() if name != "retention" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,7 @@ class Manifest:
         """The bytes of the file; with data keys, what it says in words is sealed."""
         said = asdict(self) | {
             "format_version": FORMAT_VERSION,
-            "collections": {
-                str(number): asdict(each) | {"spec": each.spec.to_json()} for number, each in self.collections.items()
-            },
+            "collections": {str(number): each.said() for number, each in self.collections.items()},
             "segments": {str(number): asdict(each) for number, each in self.segments.items()},
             "parents": {str(version): list(each) for version, each in self.parents.items()},
         }

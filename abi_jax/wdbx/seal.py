@@ -122,6 +122,7 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
             since if share.count or share.merged else each.horizon,
             each.dropped,
             each.erased,
+            each.retention,
         )
     heads = [head for head in contents.heads if head.version <= at.version]
     return _Plan(at, shares, heads, dict(contents.tags), dict(contents.parents), collections)
