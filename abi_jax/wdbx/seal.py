@@ -191,6 +191,9 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int,
         storage.save(name, arrays, spec.tenant)
     files = file_hashes(storage, name)
     segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
+    if segment is not None:
+        for field in dict.fromkeys(field for each in sources for field in each.of.worded):
+            segment.postings(field)  # found out here, in the background, and not by the next question
     rows = len(segment) if segment else 0
     first = merged.first if merged else version
     entry = SegmentEntry(

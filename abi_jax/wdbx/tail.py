@@ -111,6 +111,11 @@ class Tail:
         """Words of a field of texts, in pieces: first row and postings. They may go beyond `count`."""
         return self._postings.setdefault(field, GrowingPostings()).up_to(self.metadata(count)[field])
 
+    @property
+    def worded(self) -> tuple[str, ...]:
+        """Fields whose words were asked for."""
+        return tuple(self._postings)
+
     def rest(self, count: int) -> "Tail":
         """A tail of the rows behind the first `count`."""
         made = Tail(self.spec)

@@ -33,6 +33,6 @@ class Bm25:
         """What a word is worth at most: its idf times k1 + 1."""
         return float(np.log(1 + (documents - having + 0.5) / (having + 0.5)) * (self.k1 + 1))
 
-    def share(self, counts: np.ndarray, lengths: np.ndarray, mean: float) -> np.ndarray:
-        """The share of a word's worth that texts get which have it so often, 0 to 1, float64."""
-        return np.asarray(counts / (counts + self.k1 * (1 - self.b + self.b * lengths / mean)))
+    def penalties(self, lengths: np.ndarray, mean: float) -> np.ndarray:
+        """What texts pay for their lengths, float64: one that has a word c times gets c / (c + this) of its worth."""
+        return np.asarray(self.k1 * (1 - self.b + self.b * lengths / mean))

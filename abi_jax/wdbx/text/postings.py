@@ -1,12 +1,13 @@
 """Which rows have a word, and how often: of rows that do not change."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.words import split
 
 
@@ -23,6 +24,7 @@ class Postings:
     ends: np.ndarray
     rows: np.ndarray
     counts: np.ndarray
+    _penalties: dict[tuple[Bm25, float], np.ndarray] = field(default_factory=dict, compare=False)
 
     @cached_property
     def documents(self) -> int:
@@ -33,6 +35,15 @@ class Postings:
     def words(self) -> int:
         """Words of all texts."""
         return int(self.lengths[self.lengths > 0].sum(dtype=np.int64))
+
+    def penalties(self, settings: Bm25, mean: float) -> np.ndarray:
+        """What texts pay for their lengths, float64 `[n]`; the last that were asked for are remembered."""
+        found = self._penalties.get((settings, mean))
+        if found is None:
+            found = settings.penalties(self.lengths, mean)
+            self._penalties.clear()
+            self._penalties[settings, mean] = found
+        return found
 
     def of(self, word: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows that have a word, and how often."""

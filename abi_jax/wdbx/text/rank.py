@@ -19,6 +19,7 @@ from abi_jax.wdbx.text.postings import Postings
 
 SLACK = 1e-9  # relative: sums of the same scores in another order differ by far less
 FREQUENT = 64  # a word is that one row in so many has: before it, it is worth to see whether it can be spared
+LOOK_UP = 8  # times longer than adding a row up takes looking one up
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class PartWords:
         listed = [postings.lengths for _, postings in self.pieces]
         whole = listed[0] if len(listed) == 1 else np.concatenate([np.zeros(0, np.int32), *listed])
         return whole[: len(self.alive)]
+
+    def penalties(self, settings: Bm25, mean: float) -> np.ndarray:
+        """What texts pay for their lengths, float64 `[n]`."""
+        if len(self.pieces) == 1:
+            return self.pieces[0][1].penalties(settings, mean)[: len(self.alive)]
+        return settings.penalties(self.lengths, mean)
 
     @cached_property
     def all_alive(self) -> bool:
@@ -70,30 +77,29 @@ class PartWords:
 
 @dataclass(frozen=True)
 class _Term:
-    """A word in a field: its worth, where it is in every part, and the most that it adds to a row."""
+    """A word in a field: its worth, where it is in every part, what texts pay there, and the most that it adds."""
 
-    parts: Sequence[PartWords]
-    mean: float
     weight: float
     found: Sequence[tuple[np.ndarray, np.ndarray]]
+    penalties: Sequence[np.ndarray]
     bound: float
 
     @property
     def rows(self) -> int:
         return sum(len(rows) for rows, _ in self.found)
 
-    def scores(self, settings: Bm25, part: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """What it adds to rows of a part."""
-        return self.weight * settings.share(counts, self.parts[part].lengths[rows], self.mean)
+    def scores(self, part: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What it adds to rows of a part that have it so often."""
+        return np.asarray(self.weight * (counts / (counts + self.penalties[part][rows])))
 
-    def look_up(self, settings: Bm25, part: int, rows: np.ndarray) -> np.ndarray:
+    def look_up(self, part: int, rows: np.ndarray) -> np.ndarray:
         """What it adds to rows of a part that may have it or not, float64; rows: int32."""
         having, counts = self.found[part]
         made = np.zeros(len(rows))
         if len(having):
             at = np.minimum(np.searchsorted(having, rows), len(having) - 1)
             has = having[at] == rows
-            made[has] = self.scores(settings, part, rows[has], counts[at[has]])
+            made[has] = self.scores(part, rows[has], counts[at[has]])
         return made
 
 
@@ -102,14 +108,23 @@ def _terms(fields: Sequence[Sequence[PartWords]], words: Sequence[str], settings
         sizes = [each.size() for each in parts]
         documents = sum(texts for texts, _ in sizes)
         mean = sum(length for _, length in sizes) / max(documents, 1)
+        penalties = [each.penalties(settings, mean) for each in parts] if mean else []
         for word, times in Counter(words).items():
             found = [each.of(word) for each in parts]
             having = sum(each.alive_of(rows) for each, (rows, _) in zip(parts, found, strict=True))
             if having:
                 weight = times * settings.weight(documents, having)
-                most = np.array([max(int(counts.max(initial=0)) for _, counts in found)])
-                bound = weight * float(settings.share(most, np.ones(1), mean)[0])
-                yield _Term(parts, mean, weight, found, bound)
+                most = max(int(counts.max(initial=0)) for _, counts in found)
+                bound = weight * most / (most + float(settings.penalties(np.array(most), mean)))
+                yield _Term(weight, found, penalties, bound)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Rows of a part that may still be among the best, int32, and what they score so far."""
+
+    rows: np.ndarray
+    scores: np.ndarray
 
 
 def rank(
@@ -125,44 +140,51 @@ def rank(
     may be found, bool `[n]`: among those that are alive.
     """
     terms = list(_terms(fields, words, settings))
-    totals = [np.zeros(len(each)) for each in allowed]
-    rest = _add_up(terms, settings, totals, allowed, top_k)
-    touched = [_touched(*each) for each in zip(totals, allowed, strict=True)]
-    values = [total[rows] for total, rows in zip(totals, touched, strict=True)]
-    floor = _floor(values, top_k)
     found = []
-    for part, (rows, scored) in enumerate(zip(touched, values, strict=True)):
-        near = rows[scored + rest >= floor * (1 - SLACK)].astype(np.int32)
-        exact = np.zeros(len(near))
+    for part, near in enumerate(_nearest(terms, allowed, top_k)):
+        exact = np.zeros(len(near.rows))
         for term in terms:
-            exact += term.look_up(settings, part, near)
-        found.append((np.full(len(near), part), near.astype(np.int64), exact))
+            exact += term.look_up(part, near.rows)
+        found.append((np.full(len(near.rows), part), near.rows.astype(np.int64), exact))
     parts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
     best = scores >= _floor([scores], top_k)
     return Found(parts[best], rows[best], scores[best])
 
 
-def _add_up(
-    terms: Sequence[_Term], settings: Bm25, totals: list[np.ndarray], allowed: Sequence[np.ndarray], top_k: int
-) -> float:
-    """Adds up words from the most telling one on, as long as need be; returns what the rest may add at most."""
-    rest, added = sum(term.bound for term in terms), 0.0
-    many = sum(map(len, totals)) / FREQUENT
+def _nearest(terms: Sequence[_Term], allowed: Sequence[np.ndarray], top_k: int) -> list[_Near]:
+    """Of every part the rows that are among the best, and few others."""
+    rest = sum(term.bound for term in terms)
+    added = 0.0
+    totals = [np.zeros(len(each)) for each in allowed]
+    near: list[_Near] | None = None
     for term in sorted(terms, key=lambda each: -each.bound):
-        if added > rest and term.rows > many:
+        if near is None and added > rest and term.rows > sum(map(len, totals)) / FREQUENT:
             touched = [_touched(*each) for each in zip(totals, allowed, strict=True)]
-            floor = _floor([total[rows] for total, rows in zip(totals, touched, strict=True)], top_k)
-            if floor > rest * (1 + SLACK):
-                return rest * (1 + SLACK)
-        for part, (rows, counts) in enumerate(term.found):
-            totals[part][rows] += term.scores(settings, part, rows, counts)
+            floor = _floor([each.scores for each in touched], top_k)
+            pruned = _prune(touched, floor - rest * (1 + SLACK))
+            if floor > rest * (1 + SLACK) and LOOK_UP * sum(len(each.rows) for each in pruned) < term.rows:
+                near = pruned
         rest, added = max(rest - term.bound, 0.0), added + term.bound
-    return 0.0
+        if near is None:
+            for part, (rows, counts) in enumerate(term.found):
+                totals[part][rows] += term.scores(part, rows, counts)
+        else:
+            near = [_Near(each.rows, each.scores + term.look_up(i, each.rows)) for i, each in enumerate(near)]
+            near = _prune(near, _floor([each.scores for each in near], top_k) - rest * (1 + SLACK))
+    if near is None:
+        near = [_touched(*each) for each in zip(totals, allowed, strict=True)]
+    return _prune(near, _floor([each.scores for each in near], top_k))
 
 
-def _touched(total: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    rows = np.flatnonzero(total)
-    return rows[allowed[rows]]
+def _touched(total: np.ndarray, allowed: np.ndarray) -> _Near:
+    rows = np.flatnonzero((total > 0) & allowed).astype(np.int32)
+    return _Near(rows, total[rows])
+
+
+def _prune(near: Sequence[_Near], floor: float) -> list[_Near]:
+    """Without rows that score less, by more than sums in another order differ."""
+    kept = [each.scores >= floor - SLACK * abs(floor) for each in near]
+    return [_Near(each.rows[some], each.scores[some]) for each, some in zip(near, kept, strict=True)]
 
 
 def _floor(values: Sequence[np.ndarray], top_k: int) -> float:

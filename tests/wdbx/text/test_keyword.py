@@ -147,3 +147,17 @@ def test_fields(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Bm25(**wrong)
+
+
+def test_words_of_what_is_sealed_are_known_before_they_are_asked_for(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 1, "l2", schema={"document": str, "title": str})
+        c.upsert(["a"], [[0]], documents=["dogs"])
+        db.seal()
+        assert c.view().segments[0].worded == ()
+        c.upsert(["b"], [[0]], documents=["cats"])
+        assert [hit.id for hit in c.query(text="cats", mode="keyword")] == ["b"]
+        c.upsert(["c"], [[0]], documents=["cats and dogs"])
+        db.seal()
+        assert [each.worded for each in c.view().segments] == [("document",)]
+        assert [hit.id for hit in c.query(text="cats", mode="keyword")] == ["b", "c"]
