@@ -28,11 +28,12 @@ class Story:
         self.possible: list[Held] = [{}]  # what is there, and what may be: a write that failed may yet be on disk
         self.ids = {"new"}
         self.tagged = 0
+        self.batches = 3
         self.db: Database | None = None
 
     def run(self) -> None:
         """Writes, seals, merges, opens again; goes on after what failed, stops where the process dies."""
-        for _ in range(2):
+        for self.batches in (3, 1):
             with contextlib.suppress(OSError, InputError):
                 self.db = Database(LocalStorage(self.root, self.operations), background=False, **self.options)
                 self._write()
@@ -46,7 +47,7 @@ class Story:
             with contextlib.suppress(InputError):
                 self.db.create_collection("c", 2, metric="l2")
                 self._remember()
-        for batch in range(3):
+        for batch in range(self.batches):
             self._upsert({f"{batch}-{i}": [batch, i] for i in range(3)} | {"same": [batch, batch]})
             self._delete(["0-1", f"{batch}-2"])
             if batch == 1:

@@ -104,7 +104,7 @@ def test_readers_see_whole_versions(store: Database) -> None:
     writer = START.Process(target=write_whole_versions, args=(root, versions, there))
     writer.start()
     seen: list[float] = []
-    last, done = 0, False
+    last, looks, done = 0, 0, False
     kept = None
     with wdbx.open(root, mode="r") as reader:
         while not done:
@@ -120,6 +120,8 @@ def test_readers_see_whole_versions(store: Database) -> None:
                 _, old, then = kept
                 assert {hit.score for hit in old.search([[0, 0]], top_k=ROWS)[0]} == {2 * g * g for g in then}
             seen += generations - set(seen[-1:])
+            looks += 1
+            assert looks % 5 or reader.verify() == []
         assert seen == sorted(seen) and len(seen) > 3 and seen[-1] == versions
         assert reader.verify() == []
     writer.join()

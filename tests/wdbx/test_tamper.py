@@ -36,15 +36,21 @@ def fill(db: Database) -> None:
     text.upsert(["ü"], [[1, 2, 3, 4]], [{"lang": "de"}])
 
 
+KEY = bytes(32)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that was closed, with the pin of a reader that was killed."""
-    root = tmp_path_factory.mktemp("tamper") / "store"
-    with Database(LocalStorage(root), background=False) as db:
+    return make(tmp_path_factory.mktemp("tamper") / "store", None)
+
+
+def make(root: Path, key: bytes | None) -> Path:
+    with Database(LocalStorage(root), background=False, key=key) as db:
         fill(db)
     (root / "pins" / "reader").write_bytes(Pin(7, "").encode())
     assert verify(LocalStorage(root)) == []
-    folders = {path.relative_to(root).parts[0] for path in files(root)}
+    folders = {path.relative_to(root).parts[0] for path in files(root)} - {"keys.json"}
     assert folders == {"wdbx.json", "head", "lock", "log", "manifests", "segments", "history", "pins"}
     assert len(list((root / "segments").iterdir())) >= 3
     return root
@@ -71,10 +77,22 @@ def found(root: Path, *names: str) -> list[Finding]:
 @pytest.mark.slow
 def test_every_byte(store: Path) -> None:
     """Single bytes, each as likely as any other of its file, and no file without one."""
+    flip(store, FLIPS)
+
+
+@pytest.mark.slow
+def test_every_byte_of_an_encrypted_store(tmp_path: Path) -> None:
+    """Whoever looks has no key."""
+    store = make(tmp_path / "store", KEY)
+    assert (store / "keys.json").exists()
+    flip(store, FLIPS // 5)
+
+
+def flip(store: Path, flips: int) -> None:
     rng = random.Random(0)
     paths = [path for path in files(store) if path.name not in NOT_COVERED and path.stat().st_size]
     sizes = [path.stat().st_size for path in paths]
-    chosen = paths + rng.choices(paths, sizes, k=FLIPS - len(paths))
+    chosen = paths + rng.choices(paths, sizes, k=max(flips - len(paths), 0))
     for path in chosen:
         data = path.read_bytes()
         at = rng.randrange(len(data))
