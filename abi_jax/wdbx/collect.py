@@ -47,7 +47,10 @@ def collect(storage: LocalStorage, sealed: Sealed, pins: Sequence[Pin]) -> None:
                 storage.delete(f"{folder}/{name}")
     if storage.ring is not None:
         there = [f"{folder}/{name}" for folder in FOLDERS for name in storage.names(folder)]
-        storage.ring.drop_unless(lambda of: any(name.startswith(of) for name in there))
+        unused = storage.ring.unused(lambda of: any(name.startswith(of) for name in there))
+        if unused:
+            storage.settle()  # a file that came back after a power cut could not be read without its key
+            storage.ring.drop(unused)
 
 
 def _newest(sealed: Sealed) -> set[str]:

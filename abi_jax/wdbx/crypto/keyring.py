@@ -136,13 +136,13 @@ class Keyring:
             if self._doomed & set(self._entries):
                 self._put(self._entries, self._following)
 
-    def drop_unless(self, there: Callable[[str], bool]) -> None:
-        """Takes away the keys of what is no longer there; not those of what this process has yet to write."""
+    def unused(self, there: Callable[[str], bool]) -> set[int]:
+        """Numbers of the keys of what is no longer there; not those of what this process has yet to write."""
         with self._changing:
             entries = {number: entry for number, entry in self._entries.items() if entry.of}
             gone = {number for number, entry in entries.items() if not there(entry.of)}
             self._fresh &= gone
-            self.drop(gone - self._fresh)
+            return gone - self._fresh
 
     def rotate(self, master: MasterKey) -> None:
         """Wraps every data key with another master key, and from here on uses that."""

@@ -178,6 +178,11 @@ class LocalStorage:
         else:
             self.operations.remove(path)
 
+    def settle(self) -> None:
+        """Waits until what was deleted will not come back."""
+        for name in FOLDERS:
+            self.operations.sync_folder(self.root / name)
+
     def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
         """Writes a step of arrays: whole and durable, or not at all. tenant: whose they are, "" for the store's."""
         path, partial = self._paths(name)

@@ -55,7 +55,7 @@ def of_keys(tmp_path: Path, share: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "how"), enumerate(["fail", "tear", "power off, some luck"]))
+@pytest.mark.parametrize(("share", "how"), [(0, "fail"), (1, "tear"), (2, "power off, some luck")])
 def test_operations_on_keys(tmp_path: Path, share: int, how: str) -> None:
     for stop in of_keys(tmp_path, share):
         stop_at(tmp_path, EncryptedStory, how, stop)
