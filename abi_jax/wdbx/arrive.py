@@ -20,6 +20,7 @@ from abi_jax.wdbx.seal import file_hashes, rows_root, segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE
 
 ROWS_AT_ONCE = 1 << 17  # ids that are looked up together
@@ -45,7 +46,8 @@ def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays:
 
 def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
     name = step_name(number)
-    storage.save(name, arrays, spec.tenant)
+    more = {} if storage.ring is None else codes_to_store(spec, arrays)
+    storage.save(name, {**arrays, **more}, spec.tenant)
     return file_hashes(storage, name)
 
 

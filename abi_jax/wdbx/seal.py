@@ -24,6 +24,7 @@ from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntr
 from abi_jax.wdbx.merge import Merged, Source, choose, kept, merge
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE, Tail
 
 MOST_HUSKS = 8  # steps of a collection that hold nothing but deaths
@@ -188,7 +189,8 @@ def _write_step(storage: LocalStorage, number: int, share: _Share, version: int,
         arrays["deaths"] = deaths
     name = step_name(number)
     if arrays:
-        storage.save(name, arrays, spec.tenant)
+        more = {} if storage.ring is None else codes_to_store(spec, arrays)
+        storage.save(name, arrays | more, spec.tenant)
     files = file_hashes(storage, name)
     segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
     if segment is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from abi_jax.wdbx.filters import Filter
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.stored_codes import stored_codes
 from abi_jax.wdbx.tail import ALIVE
 from abi_jax.wdbx.text.postings import Postings, make_postings
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
 
 FILTERS_KEPT = 4  # a byte a row each
+OPENED_WHOLE = 4 << 20  # bytes of encrypted vectors: less than that is opened in a few milliseconds
 
 
 class Segment:
@@ -45,7 +47,9 @@ class Segment:
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """The vectors of the rows, `[n, dim]`."""
+        """The vectors of the rows, `[n, dim]`: an array, or `SealedRows`, where opening all of them takes a while."""
+        if self._sealed is not None and len(self) * self.spec.dim * self.spec.numpy_dtype.itemsize > OPENED_WHOLE:
+            return cast(np.ndarray, self._sealed.rows("vectors"))
         return self._arrays["vectors"].view(self.spec.numpy_dtype)
 
     @cached_property
@@ -87,6 +91,9 @@ class Segment:
     @cached_property
     def codes(self) -> "Codes":
         """Codes of the vectors, in memory."""
+        stored = stored_codes(self._arrays)
+        if stored is not None:
+            return stored
         from abi_jax.wdbx.search.codes import CodesMaker
 
         return CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)

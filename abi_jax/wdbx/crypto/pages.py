@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.crypto.keyring import derived
+from abi_jax.wdbx.crypto.rows import SealedRows
 from abi_jax.wdbx.errors import DamagedError
 
 PAGE = 64 << 10  # bytes of what is encrypted
@@ -26,6 +27,7 @@ TAG = 16
 SALT = 16
 ABOUT = "about"  # the array that says what the others are
 PAGES_A_JOB = 64
+WORTH_THREADS = 256  # pages
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -59,24 +61,27 @@ class StepKey:
     def open(self, number: int, name: str, frames: np.ndarray) -> np.ndarray:
         """What `seal` made pages of, with zeros behind it: uint8 `[n]`. Raises `DamagedError` with the first page that
         does not open."""
-        if frames.ndim != 2 or frames.dtype != np.uint8 or frames.shape[1] <= TAG:
-            raise DamagedError(f"{self.step}/{name} does not hold pages, but {frames.dtype} of shape {frames.shape}")
-        pages, size = len(frames), frames.shape[1] - TAG
-        made = np.empty((pages, size), np.uint8)
+        made = np.empty((len(frames), frames.shape[1] - TAG), np.uint8)
+        self.open_into(number, name, frames, 0, made)
+        return made.reshape(-1)
+
+    def open_into(self, number: int, name: str, frames: np.ndarray, first: int, made: np.ndarray) -> None:
+        """Opens pages from `first` on into `made`, uint8 `[pages, bytes]`; many of them in several threads."""
+        pages = len(frames)
 
         def work(start: int) -> None:
-            for page in range(start, min(start + PAGES_A_JOB, pages)):
+            for i in range(start, min(start + PAGES_A_JOB, len(made))):
+                page = first + i
                 try:
                     place = self._place(name, page, pages)
-                    self._cipher.decrypt_into(_nonce(number, page), frames[page].data, place, made[page].data)
+                    self._cipher.decrypt_into(_nonce(number, page), frames[page].data, place, made[i].data)
                 except InvalidTag:
                     raise DamagedError(
                         f"{self.step}/{name}: page {page} of {pages} does not open: it was changed, or is of another "
                         "place or store"
                     ) from None
 
-        _in_threads(work, pages)
-        return made.reshape(-1)
+        _in_threads(work, len(made))
 
     def salts(self, rows: int, start: int = 0) -> np.ndarray:
         """16 bytes a row that nobody without the key can tell, for `rows` rows from `start` on: uint8 `[rows, 16]`."""
@@ -96,6 +101,9 @@ class SealedArrays(Mapping[str, np.ndarray]):
         self._frames = frames
         self._names = sorted(frames)
         self._opened: dict[str, np.ndarray] = {}
+        for name, array in frames.items():
+            if array.ndim != 2 or array.dtype != np.uint8 or array.shape[1] <= TAG:
+                raise DamagedError(f"{key.step}/{name} does not hold pages, but {array.dtype} of shape {array.shape}")
         if ABOUT not in frames:
             raise DamagedError(f"{key.step} has no array {ABOUT!r}; see abi wdbx verify")
         self._about = _read_about(key.step, self._open(ABOUT))
@@ -117,6 +125,17 @@ class SealedArrays(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._about
+
+    def rows(self, name: str) -> SealedRows:
+        """An array of which a page is opened when a row in it is looked at."""
+        dtype, shape = self._about[name]
+        number, frames = self._names.index(name), self._frames[name]
+
+        def opener(first: int, last: int, made: np.ndarray) -> None:
+            assert len(made) == last - first
+            self._key.open_into(number, name, frames, first, made)
+
+        return SealedRows(dtype, shape, frames.shape[1] - TAG, len(frames), opener)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, which is not opened for it."""
@@ -157,8 +176,9 @@ def _nonce(number: int, page: int) -> bytes:
 
 def _in_threads(work: Any, pages: int) -> None:
     starts = range(0, pages, PAGES_A_JOB)
-    if len(starts) == 1:
-        work(0)
+    if pages < WORTH_THREADS:
+        for start in starts:
+            work(start)
         return
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(work, starts))

@@ -138,7 +138,7 @@ class _Search:
 
 def _as_float32(part: CodedPart, base: int, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
     """Vectors in which rows of a part stand, float32, the number of the first, and the rows by their numbers there."""
-    if part.vectors.dtype == np.float32:
+    if isinstance(part.vectors, np.ndarray) and part.vectors.dtype == np.float32:
         return np.asarray(part.vectors), base, rows
     there = (rows >= base) & (rows < base + len(part.codes)) & (np.arange(rows.shape[1]) < counts[:, None])
     wanted = np.unique(rows[there])

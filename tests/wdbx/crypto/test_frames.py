@@ -137,7 +137,7 @@ def test_a_payload_opens_under_its_own_head_alone(ring: Keyring) -> None:
     seals = RecordSeals(ring.store, ring, None, "log/x")
     head, stored = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"the row"))
     record = Record(head, stored)
-    assert b"row" not in stored and len(stored) == head.length == len(b"the row") + TAG
+    assert b"the row" not in stored and len(stored) == head.length == len(b"the row") + TAG
     assert open_record(ring, record).payload == b"the row"
     changes: dict[str, Any] = {
         "kind": Kind.DELETE,

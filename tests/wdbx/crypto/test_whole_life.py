@@ -1,11 +1,13 @@
 """Everything else that a store can do, it does encrypted, too."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from abi_jax import wdbx
+from abi_jax.wdbx.stored_codes import PREFIX
 
 KEY = bytes(range(32))
 SECRET = b"a very private remark"
@@ -14,6 +16,27 @@ SECRET = b"a very private remark"
 def nothing_to_read(path: Path) -> bool:
     files = [file.read_bytes() for file in path.rglob("*") if file.is_file()]
     return not any(SECRET in data or b"private-" in data for data in files)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_stored_codes_are_those_that_would_be_made(tmp_path: Path, metric: str) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((20_000, 64)).astype(np.float32)
+    answers: list[list[Any]] = []
+    for key in (None, KEY):
+        with wdbx.open(tmp_path / f"{key is None}", key=key) as db:
+            c = db.create_collection("c", 64, metric=metric, ids="int")
+            c.import_({"id": np.arange(20_000), "vector": vectors})
+            c.upsert([20_000], vectors[:1])
+        with wdbx.open(tmp_path / f"{key is None}", key=key, mode="r") as db:
+            view = db.collection("c").view()
+            hits = view.search(vectors[:9] + np.float32(0.1), top_k=7)
+            answers.append([[(hit.id, hit.score) for hit in each] for each in hits])
+            codes = view.segments[0].codes
+            assert (PREFIX + "codes" in view.segments[0]._arrays) == (key is not None)
+            answers.append([*(each.tobytes() for each in codes.arrays), codes.longest])
+    assert answers[0] == answers[2]
+    assert answers[1] == answers[3]
 
 
 def test_import_search_snapshots_backup_and_restore(tmp_path: Path) -> None:
