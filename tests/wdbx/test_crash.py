@@ -128,6 +128,7 @@ def steps(tmp_path: Path) -> list[str]:
     return story.operations.done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fail", "kill", "tear", "power off", "power off, some luck"])
 def test_every_operation(tmp_path: Path, how: str) -> None:
     count = len(steps(tmp_path))
