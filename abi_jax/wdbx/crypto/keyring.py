@@ -79,6 +79,7 @@ class Keyring:
         there: whether what they encrypt is there already; otherwise this process is about to write it.
         """
         with self._changing:
+            self._catch_up()
             keys = {self._following + i: secrets.token_bytes(KEY_BYTES) for i in range(len(wanted))}
             made = {
                 number: Entry(of, tenant, self._master.wrap(keys[number]).hex())
@@ -133,6 +134,7 @@ class Keyring:
             self._doomed |= set(numbers)
             for number in self._doomed:
                 self._keys.pop(number, None)
+            self._catch_up()
             if self._doomed & set(self._entries):
                 self._put(self._entries, self._following)
 
@@ -156,6 +158,12 @@ class Keyring:
                 raise WdbxError("the new key does not unwrap what it wrapped; nothing has changed")
             self._put(wrapped, self._following)
             self._master = master
+
+    def _catch_up(self) -> None:
+        """Reads what is stored: a writer that has been fenced and does not know it yet must not undo its successor."""
+        if self._entries:
+            self._entries, following = read_keys(self.storage, self.store)
+            self._following = max(self._following, following)
 
     def _put(self, entries: Mapping[int, Entry], following: int) -> None:
         entries = {number: entry for number, entry in entries.items() if number not in self._doomed}

@@ -136,6 +136,7 @@ class Commits:
         if not group:
             return
         try:
+            self.check()
             records = self._records([each.draft for each in group])
             self._append([part for record in records for part in record.parts])
         except Exception as error:

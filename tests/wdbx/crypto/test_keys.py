@@ -95,6 +95,18 @@ def test_data_keys_are_read_back_and_numbered_once(storage: LocalStorage) -> Non
         Keyring.open(storage, bytes(15) + b"1", LocalKey(KEY))
 
 
+def test_two_that_write_do_not_undo_each_other(storage: LocalStorage) -> None:
+    """As a writer does that was fenced and has not noticed."""
+    first, second = Keyring.create(storage, STORE, LocalKey(KEY)), Keyring.open(storage, STORE, LocalKey(KEY))
+    numbers = [ring.new([("log/x", "")])[0] for ring in (first, second, first, second)]
+    first.drop(numbers[:1])
+    assert len(set(numbers)) == 4
+    again = Keyring.open(storage, STORE, LocalKey(KEY))
+    assert [again.key(number) for number in numbers[1:]] == [
+        ring.key(number) for ring, number in zip((second, first, second), numbers[1:], strict=True)
+    ]
+
+
 def test_a_key_that_does_not_unwrap_what_it_wraps_is_refused(storage: LocalStorage) -> None:
     ring = Keyring.create(storage, STORE, LocalKey(KEY))
     before = storage.read(KEYS_FILE)
