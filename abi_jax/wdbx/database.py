@@ -458,7 +458,7 @@ class Database:
         return measure(self.storage, self._contents, sealed, unsealed, pins, self._sealing.locked())
 
     def compact(self) -> None:
-        """Makes one segment of each collection, and takes away what can no longer be read."""
+        """Makes few segments of each collection, and takes away what can no longer be read."""
         self.seal(everything=True)
 
     def _horizon(self, collection: Collection) -> int:

@@ -77,3 +77,17 @@ def choose(spec: CollectionSpec, segments: Sequence[Segment], new_rows: int, hor
         chosen.append(each)
         rows += len(each)
     return chosen
+
+
+def grouped(spec: CollectionSpec, segments: Sequence[Segment]) -> list[list[Segment]]:
+    """All segments, in groups that are merged each into one: at most `LARGEST` together, so that memory is bounded."""
+    limit = LARGEST // (spec.dim * spec.numpy_dtype.itemsize)
+    groups: list[list[Segment]] = [[]]
+    rows = 0
+    for each in sorted(segments, key=len):
+        if groups[-1] and rows + len(each) > limit:
+            groups.append([])
+            rows = 0
+        groups[-1].append(each)
+        rows += len(each)
+    return groups

@@ -21,7 +21,7 @@ from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Head, Kind
 from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
-from abi_jax.wdbx.merge import Merged, Source, choose, kept, merge
+from abi_jax.wdbx.merge import Merged, Source, choose, grouped, kept, merge
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.stored_codes import codes_to_store
@@ -111,16 +111,18 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
         since = max(each.horizon, horizon(each))
         rows = each.rows
         segments = () if each.dropped else rows.segments
-        chosen = segments if everything else choose(each.spec, segments, rows.tail.count, since)
-        if everything and len(segments) == 1 and not rows.tail.count and (segments[0].died > since).all():
-            chosen = ()
-        share = _Share(each, rows, rows.tail.count, tuple(chosen), tuple(each.deaths), since)
-        if share.count or share.deaths or share.merged:
-            shares.append(share)
+        groups = grouped(each.spec, segments) if everything else [choose(each.spec, segments, rows.tail.count, since)]
+        for number, group in enumerate(groups):
+            count, deaths = (rows.tail.count, tuple(each.deaths)) if number == 0 else (0, ())
+            clean = everything and len(group) == 1 and not count and bool((group[0].died > since).all())
+            share = _Share(each, rows, count, () if clean else tuple(group), deaths, since)
+            if share.count or share.deaths or share.merged:
+                shares.append(share)
+        written = any(share.count or share.merged for share in shares if share.collection is each)
         collections[each.number] = CollectionEntry(
             each.spec,
             each.created,
-            since if share.count or share.merged else each.horizon,
+            since if written else each.horizon,
             each.dropped,
             each.erased,
             each.retention,
