@@ -18,6 +18,7 @@ from abi_jax.wdbx.rows import Ids
 from abi_jax.wdbx.spec import CollectionSpec
 
 FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast as SHA-256 is
+PADDED = 64  # bytes of varying width that are hashed with the rest: longer ones are hashed behind it
 DOMAIN = b"abi-jax/wdbx row\0"
 
 
@@ -128,12 +129,33 @@ def row_digests(messages: Messages) -> np.ndarray:
     column = messages.varying
     ends = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + count + 1].tolist()
     tails = memoryview(column.buffers()[2] or b"")
+    sizes = np.diff(ends)
+    if len(ends) > 1 and sizes.max() <= PADDED:
+        whole = _padded(messages.fixed, np.frombuffer(tails, np.uint8), np.asarray(ends[:-1]), int(sizes.max()))
+        data, step = whole.reshape(-1).data, whole.shape[1]
+        made = b"".join(
+            [
+                one(data[at : at + size]).digest()
+                for at, size in zip(range(0, count * step, step), (sizes + width).tolist(), strict=True)
+            ]
+        )
+        return np.frombuffer(made, np.uint8).reshape(-1, HASH)
     digests = []
     for row, (start, end) in enumerate(pairwise(ends)):
         hashed = one(heads[row * width : (row + 1) * width])
         hashed.update(tails[start:end])
         digests.append(hashed.digest())
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, HASH)
+
+
+def _padded(fixed: np.ndarray, tails: np.ndarray, starts: np.ndarray, longest: int) -> np.ndarray:
+    """Rows of `fixed`, each with what begins at its start in `tails` behind it, and perhaps with more than is its."""
+    width = fixed.shape[1]
+    made = np.empty((len(fixed), width + longest), np.uint8)
+    made[:, :width] = fixed
+    if longest:
+        made[:, width:] = tails[np.minimum(starts[:, None] + np.arange(longest), len(tails) - 1)]
+    return made
 
 
 def tree_levels(digests: np.ndarray) -> list[np.ndarray]:

@@ -100,8 +100,23 @@ def _joined(spec: CollectionSpec, rows: list[Checked]) -> tuple[pa.Array | np.nd
         if spec.ids == "int"
         else pa.concat_arrays([text_column(each.ids) for each in rows])
     )
-    vectors = rows[0].vectors if len(rows) == 1 else np.concatenate([each.vectors for each in rows])
-    return ids, vectors, pa.Table.from_batches([each.metadata for each in rows], schema=spec.arrow_schema)
+    return (
+        ids,
+        _stacked([each.vectors for each in rows]),
+        pa.Table.from_batches([each.metadata for each in rows], schema=spec.arrow_schema),
+    )
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows of all parts; where they lie one behind the other in one array, without a copy."""
+    first = parts[0]
+    at = first.ctypes.data
+    for each in parts:
+        if each.base is None or each.base is not first.base or each.ctypes.data != at or not each.flags.c_contiguous:
+            return np.concatenate(parts)
+        at += each.nbytes
+    rows = sum(map(len, parts))
+    return np.lib.stride_tricks.as_strided(first, (rows, *first.shape[1:]), writeable=False)
 
 
 def stream(steps: Steps, source: Source, progress: bool) -> int:
