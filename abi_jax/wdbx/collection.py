@@ -179,12 +179,25 @@ class CollectionHandle:
         fields: Sequence[str] | None = None,
         bm25: Bm25 | None = None,
         fusion: Fusion | None = None,
+        recall: float = 1.0,
+        explain: bool = False,
     ) -> Any:
         """The `top_k` rows that answer best, a list of `Hit`; of several questions a list of such lists.
 
         vectors: `[dim]` or `[B, dim]`; or a text, or a list of texts, of which the encoder makes them. text: the same
         as texts, or the words beside vectors. mode: "vector", nearness; "keyword", BM25 of the words in `fields`
-        (`document`); "hybrid", both, fused by reciprocal ranks.
+        (`document`); "hybrid", both, fused by reciprocal ranks. recall: of the nearest rows, how many are to be found
+        on average; below 1, large segments get inverted lists. explain: answers with a pair, the second of which says
+        how
+        rows were searched, and why.
         """
+        if not 0 < recall <= 1:
+            raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
+        view = replace(self.view(at), recall=recall)
         words = Words(fields, bm25 or Bm25(), fusion or Fusion())
-        return ask(self.view(at), self.encoder, vectors, text, top_k, where, mode, words)
+        answer = ask(view, self.encoder, vectors, text, top_k, where, mode, words)
+        return (answer, view.explain(where)) if explain else answer
+
+    def index(self) -> int:
+        """Waits until all segments that are worth it have inverted lists, for queries with a recall below 1."""
+        return self.view().index()

@@ -19,6 +19,7 @@ from abi_jax.wdbx.text.postings import Postings, make_postings
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
+    from abi_jax.wdbx.search.index import Index, IndexMaker
 
 FILTERS_KEPT = 4  # a byte a row each
 OPENED_WHOLE = 4 << 20  # bytes of encrypted vectors: less than that is opened in a few milliseconds
@@ -36,6 +37,11 @@ class Segment:
         self._sealed = arrays if isinstance(arrays, SealedArrays) else None
         self._count = self._sealed.shape("vectors")[0] if self._sealed else len(arrays["vectors"])
         self._died: np.ndarray | None = None
+        self._codes: Codes | None = None
+        self._index: IndexMaker | None = None
+        self._deaths = 0  # times that rows died
+        self._settled = 0  # the version of the last death
+        self._alive: tuple[int, np.ndarray] | None = None  # at the last version, after so many deaths
         self._postings: dict[str, Postings] = {}
         self._passed: dict[str, np.ndarray] = {}
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
@@ -72,9 +78,11 @@ class Segment:
     def die(self, rows: np.ndarray, versions: np.ndarray | int) -> None:
         """Lets rows die at versions, unless they died before these."""
         if len(rows):
+            self._settled = max(self._settled, int(np.max(versions)))  # first: whoever reads before it counts is told
             died = np.full(len(self), ALIVE, np.int64) if self._died is None else self._died
             np.minimum.at(died, rows, versions)
             self._died = died
+            self._deaths += 1
 
     @cached_property
     def born(self) -> np.ndarray:
@@ -88,15 +96,30 @@ class Segment:
         """Norms of the vectors, float32 `[n]`."""
         return row_norms(self.vectors)
 
-    @cached_property
+    @property
     def codes(self) -> "Codes":
-        """Codes of the vectors, in memory."""
-        stored = stored_codes(self._arrays)
-        if stored is not None:
-            return stored
+        """Codes of the vectors, in memory; in the order of the index, once there is one."""
         from abi_jax.wdbx.search.codes import CodesMaker
 
-        return CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)
+        if self._index is not None and self._index.made is not None:
+            self._codes = None
+            return self._index.made.codes
+        codes = self._codes or stored_codes(self._arrays)
+        if codes is None:
+            codes = CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)
+        self._codes = codes
+        return codes
+
+    def index(self, wait: bool = False) -> "Index | None":
+        """Lists of the rows, if they are made; else they are begun, where rows are enough, or waited for."""
+        from abi_jax.wdbx.search.index import IndexMaker
+        from abi_jax.wdbx.search.plan import WORTH_LISTS
+
+        if len(self) < WORTH_LISTS:
+            return None
+        if self._index is None:
+            self._index = IndexMaker(self.spec.metric, self.vectors)
+        return self._index.made or self._index.ask(self.codes, wait)
 
     @cached_property
     def metadata(self) -> pa.Table:
@@ -127,11 +150,26 @@ class Segment:
         """Fields whose words were asked for."""
         return tuple(self._postings)
 
+    def whole(self, version: int) -> bool:
+        """Whether all rows are alive at `version`, as far as can be told at once."""
+        return self._died is None and version >= self._last_born
+
+    @cached_property
+    def _last_born(self) -> int:
+        return self.first + (int(self._arrays["born"].max()) if "born" in self._arrays else 0)
+
     def alive(self, version: int) -> np.ndarray:
-        """Which rows are alive at `version`, bool `[n]`."""
-        if "born" not in self._arrays and version >= self.first:
-            return np.ones(len(self), bool) if self._died is None else version < self._died
-        return (self.born <= version) & (version < self.died)
+        """Which rows are alive at `version`, bool `[n]`, not to be written to."""
+        deaths, now = self._deaths, version >= max(self._settled, self._last_born)
+        if now and self._alive is not None and self._alive[0] == deaths:
+            return self._alive[1]
+        if version >= self._last_born:
+            made = np.ones(len(self), bool) if self._died is None else version < self._died
+        else:
+            made = (self.born <= version) & (version < self.died)
+        if now:
+            self._alive = (deaths, made)
+        return made
 
     def kill(self, version: int, ids: Sequence[Any]) -> np.ndarray:
         """Lets the rows of ids die at `version`; the rows that did. Rows born later, by an import, stay."""

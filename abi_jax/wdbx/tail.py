@@ -37,7 +37,6 @@ class Tail:
         self.ids: list[Any] = []
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
-        self._joined: tuple[int, tuple[pa.RecordBatch, ...]] = (0, ())  # how many of these, and all their rows
         self._postings: dict[str, GrowingPostings] = {}
 
     def __len__(self) -> int:
@@ -105,21 +104,8 @@ class Tail:
         return self._codes.of(self.vectors[:count])
 
     def metadata(self, count: int) -> pa.Table:
-        """Metadata of the first `count` rows, in few chunks however many there were written."""
-        schema = self.spec.arrow_schema
-        if not self.spec.schema:
-            return schema.empty_table()
-        seen, pieces = self._joined
-        if new := self._metadata[seen:]:
-            start = len(pieces)
-            rows = sum(len(each) for each in new)
-            while start and len(pieces[start - 1]) < 2 * rows:  # each row is copied a few times, and not at every call
-                start -= 1
-                rows += len(pieces[start])
-            made = pa.Table.from_batches([*pieces[start:], *new], schema=schema).combine_chunks().to_batches()
-            pieces = (*pieces[:start], *made)
-            self._joined = (seen + len(new), pieces)
-        return pa.Table.from_batches(pieces, schema=schema).slice(0, count)
+        """Metadata of the first `count` rows."""
+        return pa.Table.from_batches(self._metadata, schema=self.spec.arrow_schema).slice(0, count)
 
     def postings(self, field: str, count: int) -> Sequence[tuple[int, Postings]]:
         """Words of a field of texts, in pieces: first row and postings. They may go beyond `count`."""

@@ -1,7 +1,8 @@
 """A collection as it was at one version: what is read, looked up and searched. Nothing that is written changes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from abi_jax.errors import InputError
 from abi_jax.wdbx.filters import make_filter
 from abi_jax.wdbx.rows import make_ids, make_vectors
-from abi_jax.wdbx.search.engine import Part, search
+from abi_jax.wdbx.search.engine import Part, explain, search
 from abi_jax.wdbx.search.exact import best_first
 from abi_jax.wdbx.search.flat import Found, row_norms
 from abi_jax.wdbx.search.mesh_part import MeshPart
@@ -55,7 +56,8 @@ class Hit:
 class View:
     """Rows of `segments`, then the first `count` of `tail`, of which those are there that are alive at `version`.
 
-    mesh: where it is searched; None: on this host.
+    mesh: where it is searched; None: on this host. recall: of the rows that are nearest to a vector, how many are to be
+    found on average; 1: all, for certain.
     """
 
     spec: CollectionSpec
@@ -64,6 +66,7 @@ class View:
     tail: Tail
     count: int
     mesh: "MeshSearch | None" = None
+    recall: float = 1.0
 
     def __len__(self) -> int:
         return sum(int(np.count_nonzero(alive)) for alive in self.alive())
@@ -142,18 +145,50 @@ class View:
         return hits[0] if given.ndim == 1 else hits
 
     def search(self, queries: Any, top_k: int = 10, where: Mapping[str, Any] | None = None) -> list[list[Hit]]:
-        """The `top_k` rows that score best for each query, best first; of equal scores, the lower id first. Exact.
+        """The `top_k` rows that score best for each query, best first; of equal scores, the lower id first.
 
         queries: `[B, dim]`. where: see `filters`.
         """
+        return [self.hits(each, top_k, self.spec.metric) for each in self._found(queries, top_k, where)]
+
+    def search_arrays(
+        self, queries: Any, top_k: int = 10, where: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of what `search` finds, `[B, top_k]`, without metadata: for many queries, and ids of type int.
+
+        Where less is found, ids are -1 and scores NaN.
+        """
+        if self.spec.ids != "int":
+            raise InputError(f"collection {self.spec.name} has ids of type {self.spec.ids}; expected int")
+        found = self._found(queries, top_k, where)
+        ids, scores = np.full((len(found), top_k), -1, np.int64), np.full((len(found), top_k), np.nan, np.float32)
+        for i, each in enumerate(found):
+            of = np.empty(len(each.rows), np.int64)
+            for part in np.unique(each.parts).tolist():
+                at = each.parts == part
+                of[at] = self._ids(part, each.rows[at])
+            best = np.lexsort((of, best_first(self.spec.metric, each.scores)))[:top_k]
+            ids[i, : len(best)], scores[i, : len(best)] = of[best], each.scores[best]
+        return ids, scores
+
+    def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> list[Found]:
         check_top_k(top_k)
         checked = make_vectors(self._query_spec(), queries, "query")
-        allowed = self.allowed(where)
         if self.mesh is not None:
-            found = self.mesh(self.spec, self._mesh_parts(allowed), self.spec.metric, checked, top_k)
-        else:
-            found = search(self._parts(allowed), self.spec.metric, checked, top_k)
-        return [self.hits(each, top_k, self.spec.metric) for each in found]
+            return self.mesh(self.spec, self._mesh_parts(self.allowed(where)), self.spec.metric, checked, top_k)
+        return search(self._parts(where), self.spec.metric, checked, top_k, self.recall)
+
+    def explain(self, where: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """How the segments and the tail would be searched, and why: see `search.plan.Plan`."""
+        names = [*(f"segment {each.number}" for each in self.segments), "tail"]
+        return [
+            {"part": name, **asdict(plan)}
+            for name, plan in zip(names, explain(self._parts(where), self.recall), strict=True)
+        ]
+
+    def index(self) -> int:
+        """Waits until all segments that are worth it have inverted lists; how many have."""
+        return sum(each.index(wait=True) is not None for each in self.segments)
 
     def keyword(
         self,
@@ -185,13 +220,18 @@ class View:
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
 
-    def _parts(self, allowed: list[np.ndarray]) -> list[Part]:
+    def _parts(self, where: Mapping[str, Any] | None) -> list[Part]:
+        allowed: Sequence[np.ndarray | None] = self.allowed(where) if where is not None else self._alive_or_all()
         parts = [
-            Part(each.vectors, alive, lambda each=each: each.norms, lambda each=each: each.codes)  # type: ignore[misc]
+            Part(each.vectors, alive, partial(getattr, each, "norms"), partial(getattr, each, "codes"), each.index)
             for each, alive in zip(self.segments, allowed, strict=False)
         ]
         tail = self.tail.vectors[: self.count]
         return [*parts, Part(tail, allowed[-1], lambda: row_norms(tail), lambda: self.tail.codes(self.count))]
+
+    def _alive_or_all(self) -> list[np.ndarray | None]:
+        sealed = [None if each.whole(self.version) else each.alive(self.version) for each in self.segments]
+        return [*sealed, self.tail.alive(self.count, self.version)]
 
     def _mesh_parts(self, allowed: list[np.ndarray]) -> list[MeshPart]:
         parts = [MeshPart(each, each.vectors, alive) for each, alive in zip(self.segments, allowed, strict=False)]

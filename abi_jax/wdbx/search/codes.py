@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels import GROUP, TILE, CodeArrays, QueryArrays, encode
+from abi_jax.wdbx.search.kernels import GROUP, TILE, CodeArrays, QueryArrays, code_queries, encode
 from abi_jax.wdbx.search.simd import WIDTH
 from abi_jax.wdbx.search.threads import shares
 
@@ -19,6 +19,7 @@ ROWS_AT_ONCE = 1 << 14  # of a type that is turned into float32 first
 ROUNDING = 2.0**-20  # of what float32 makes of a score, relative to lengths
 INFLATED = np.float32(1.0001)  # errors are computed in float32 themselves
 LARGEST = 32767
+NAMELESS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Codes:
 class CodesMaker:
     """Codes of rows that are only ever added to: made when they are asked for, each row once."""
 
-    def __init__(self, metric: str, dim: int, dtype: np.dtype) -> None:
+    def __init__(self, metric: str, dim: int, dtype: np.dtype, named: bool = False) -> None:
+        """named: whether codes stand in another order than rows."""
+        self._named = named
         self._metric = metric
         self._dim = dim
         self._as_they_are = dtype == np.int8 and dim % WIDTH == 0
@@ -63,18 +66,18 @@ class CodesMaker:
         self._offset = np.zeros(0, np.float32)
         self._error = np.zeros(0, np.float32)
 
-    def of(self, vectors: np.ndarray) -> Codes:
-        """Codes of `vectors` `[n, D]`, which begin with those of every call before."""
+    def of(self, vectors: np.ndarray, names: np.ndarray = NAMELESS) -> Codes:
+        """Codes of `vectors` `[n, D]`, which begin with those of every call before; in the order of `names`, if any."""
         count = len(vectors)
         with self._lock:
             if count > self._made:
                 self._make_room(count)
-                self._make(vectors, self._made, count)
+                self._make(vectors, names, self._made, count)
                 self._made = count
-            codes = vectors if self._as_they_are else self._codes[:count]
+            codes = vectors if self._as_they_are and not len(names) else self._codes[:count]
             tiles = self._error[: -(-count // TILE)]
             offset = self._offset[:count]
-            arrays = CodeArrays(np.asarray(codes), self._scale[:count], offset, tiles, np.zeros(0, np.int32))
+            arrays = CodeArrays(np.asarray(codes), self._scale[:count], offset, tiles, names)
             return Codes(arrays, self._longest)
 
     def _make_room(self, count: int) -> None:
@@ -82,22 +85,23 @@ class CodesMaker:
         if count <= len(self._scale):
             return
         rows = max(count, 2 * len(self._scale) if self._made else 0)
-        self._codes = _longer(self._codes, 0 if self._as_they_are else rows)
+        self._codes = _longer(self._codes, 0 if self._as_they_are and not self._named else rows)
         self._scale = _longer(self._scale, rows)
         self._error = _longer(self._error, -(-rows // TILE))
         self._offset = _longer(self._offset, rows if self._metric == "l2" else 0)
 
-    def _make(self, vectors: np.ndarray, begin: int, end: int) -> None:
+    def _make(self, vectors: np.ndarray, names: np.ndarray, begin: int, end: int) -> None:
         left, length = np.empty(end - begin, np.float32), np.empty(end - begin, np.float32)
 
         def fill(first: int, last: int) -> None:
             for start in range(begin + first, begin + last, ROWS_AT_ONCE):
                 rows = slice(start, min(start + ROWS_AT_ONCE, begin + last))
                 about = slice(rows.start - begin, rows.stop - begin)
-                block = np.ascontiguousarray(vectors[rows], np.float32)
+                given = vectors[names[rows]] if len(names) else vectors[rows]
+                block = np.ascontiguousarray(given, np.float32)
                 if vectors.dtype == np.int8:
-                    if not self._as_they_are:
-                        self._codes[rows, : self._dim] = vectors[rows]
+                    if len(self._codes):
+                        self._codes[rows, : self._dim] = given
                     self._scale[rows], left[about] = 1, 0
                     length[about] = np.sqrt(np.square(block).sum(axis=1))
                 else:
@@ -147,19 +151,12 @@ class QueryCodes:
 
 def make_query_codes(metric: str, queries: np.ndarray) -> QueryCodes:
     """Codes of queries float32 `[B, D]`."""
-    exact = queries.astype(np.float64)
-    squares = np.square(exact).sum(axis=1)
-    if metric == "cosine":
-        exact /= np.sqrt(squares)[:, None]
-        squares = np.ones(len(exact))
-    count, dim = exact.shape
+    count, dim = queries.shape
     padded = -(-dim // WIDTH) * WIDTH
     most = min(LARGEST, (2**31 - 1) // (128 * padded))
-    top = np.abs(exact).max(axis=1)
-    steps = np.where(top > 0, top / most, 1).astype(np.float32)
-    rounded = np.rint(exact / steps[:, None])
     codes = np.zeros((count + GROUP, padded), np.int16)
-    codes[:count, :dim] = rounded
-    left = np.sqrt(np.square(exact - rounded * steps[:, None].astype(np.float64)).sum(axis=1))
-    arrays = QueryArrays(codes, np.arange(count), steps, np.sqrt(squares).astype(np.float32))
-    return QueryCodes(metric, arrays, left, exact, squares)
+    steps, lengths = np.empty(count, np.float32), np.empty(count, np.float32)
+    left, squares, exact = np.empty(count), np.empty(count), np.empty((count, dim))
+    given = np.ascontiguousarray(queries, np.float32)
+    code_queries(given, metric == "cosine", most, codes, steps, lengths, left, exact, squares)
+    return QueryCodes(metric, QueryArrays(codes, np.arange(count), steps, lengths), left, exact, squares)

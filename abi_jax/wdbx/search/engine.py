@@ -1,6 +1,6 @@
-"""Exact search, on a CPU: through codes where the compiled kernels are there and rows are many, else over all rows.
+"""Search on a CPU: through codes where the compiled kernels are there and rows are many, else over all rows.
 
-Either way the answer is that of `flat.search`.
+With a recall of 1 the answer is that of `flat.search`, either way.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,21 +16,25 @@ from abi_jax.wdbx.search.flat import Found
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
+    from abi_jax.wdbx.search.host import CodedPart
+    from abi_jax.wdbx.search.index import Index
+    from abi_jax.wdbx.search.plan import Plan
 
 FEW_ROWS = 2048  # in all: a product over all of them takes no longer than looking for the best
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are searched together: vectors `[n, D]`, and which of them may be found, bool `[n]`.
+    """Rows that are searched together: vectors `[n, D]`, and which of them may be found, bool `[n]`; None: all.
 
-    norms, codes: called when they are needed.
+    norms, codes, index: called when they are needed; `index` may have none.
     """
 
     vectors: np.ndarray
-    allowed: np.ndarray
+    allowed: np.ndarray | None
     norms: "Callable[[], np.ndarray]"
     codes: "Callable[[], Codes]"
+    index: "Callable[[], Index | None]" = lambda: None
 
 
 @cache
@@ -39,17 +43,42 @@ def compiled() -> bool:
     return find_spec("numba") is not None
 
 
-def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) -> list[Found]:
-    """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there."""
-    if sum(len(each.vectors) for each in parts) < FEW_ROWS or not compiled():
-        return flat.search(
-            [flat.Part(each.vectors, each.norms(), each.allowed) for each in parts], metric, queries, top_k
-        )
+def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> list[Found]:
+    """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
+
+    recall: of the best rows, how many are to be found on average; 1: all, for certain.
+    """
+    if _few_rows(parts):
+        every = [flat.Part(each.vectors, each.norms(), _mask(each)) for each in parts]
+        return flat.search(every, metric, queries, top_k)
     from abi_jax.wdbx.search import host
 
-    coded = [host.CodedPart(each.vectors, each.codes(), _few(each.allowed)) for each in parts]
-    return host.search(coded, metric, queries, top_k)
+    return host.search([_coded(each, recall) for each in parts], metric, queries, top_k, recall)
 
 
-def _few(allowed: np.ndarray) -> np.ndarray | None:
-    return None if allowed.all() else allowed
+def explain(parts: Sequence[Part], recall: float) -> "list[Plan]":
+    """How each part would be searched, and why."""
+    from abi_jax.wdbx.search.plan import Plan, choose
+
+    if _few_rows(parts):
+        why = f"fewer than {FEW_ROWS} rows in all" if compiled() else "numba is not installed"
+        return [Plan("flat", len(each.vectors), len(each.vectors), 0, why) for each in parts]
+    return [choose(_coded(each, recall), recall) for each in parts]
+
+
+def _few_rows(parts: Sequence[Part]) -> bool:
+    return sum(len(each.vectors) for each in parts) < FEW_ROWS or not compiled()
+
+
+def _mask(part: Part) -> np.ndarray:
+    return np.ones(len(part.vectors), bool) if part.allowed is None else part.allowed
+
+
+def _coded(part: Part, recall: float) -> "CodedPart":
+    from abi_jax.wdbx.search.host import CodedPart
+
+    index = part.index() if recall < 1 else None
+    allowed = None if part.allowed is None or part.allowed.all() else part.allowed
+    if index is not None:
+        return CodedPart(part.vectors, index.codes, allowed, index.lists)
+    return CodedPart(part.vectors, part.codes(), allowed)

@@ -172,16 +172,40 @@ def push(heap, size, value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"nnan", "nsz"})
-def scan(part, base, allowed, ranges, first, last, queries, slack, floors, kept):  # type: ignore[no-untyped-def]
+def scan(  # type: ignore[no-untyped-def]
+    codes,
+    scale,
+    offset,
+    error,
+    names,
+    base,
+    allowed,
+    starts,
+    ends,
+    firsts,
+    counts,
+    rows,
+    first,
+    last,
+    queries,
+    order,
+    steps,
+    lengths,
+    slack,
+    floors,
+    heaps,
+    sizes,
+    found,
+    upper,
+    numbers,
+):
     """Looks at ranges `first` to `last`, and keeps of each query the rows that may be among the best.
 
-    part: `CodeArrays`, whose row 0 is told as `base`. allowed: bool `[n]`, empty where all rows may be found. slack:
-    float32 `[B]`, see `codes`. floors: float32 `[B]`; threads may share it, since any floor ever written holds. Returns
-    `OVERFLOW` where there is no room.
+    The arguments are those of `CodeArrays`, whose row 0 is told as `base`, `Ranges`, `QueryArrays` and `Kept`, one by
+    one: a tuple takes longer to hand over than a short scan. allowed: bool `[n]`, empty where all rows may be found.
+    slack: float32 `[B]`, see `codes`. floors: float32 `[B]`; threads may share it, since any floor ever written holds.
+    Returns `OVERFLOW` where there is no room.
     """
-    codes, scale, offset, error, names = part
-    starts, ends, firsts, counts, rows = ranges
-    heaps, sizes, found, upper, numbers = kept
     products = np.empty((GROUP, TILE), np.int32)
     scores = np.empty(TILE, np.float32)
     top_k, room = heaps.shape[1], found.shape[1]
@@ -190,10 +214,10 @@ def scan(part, base, allowed, ranges, first, last, queries, slack, floors, kept)
         while at < end:
             stop = min(end, (at // TILE + 1) * TILE)
             width = stop - at
-            multiply(codes, rows, at, stop, queries.codes, firsts[number], counts[number], products)
+            multiply(codes, rows, at, stop, queries, firsts[number], counts[number], products)
             for lane in range(counts[number]):
-                query = queries.order[firsts[number] + lane]
-                step, length = queries.steps[query], queries.lengths[query]
+                query = order[firsts[number] + lane]
+                step, length = steps[query], lengths[query]
                 margin = np.float32(0)
                 if rows.size == 0:
                     margin = length * error[at // TILE] + slack[query]
@@ -257,24 +281,48 @@ def keep(found, upper, count, floor):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def gather(kept, floors, rows, bounds, counts):  # type: ignore[no-untyped-def]
+def gather(found, upper, numbers, floors, rows, bounds, counts):  # type: ignore[no-untyped-def]
     """Adds what a thread kept, and the last floors leave of it, to rows and bounds `[B, room]`."""
     for query in range(counts.size):
-        count = keep(kept.found[query], kept.upper[query], kept.numbers[query], floors[query])
+        count = keep(found[query], upper[query], numbers[query], floors[query])
         begin = counts[query]
-        rows[query, begin : begin + count] = kept.found[query, :count]
-        bounds[query, begin : begin + count] = kept.upper[query, :count]
+        for i in range(count):
+            rows[query, begin + i], bounds[query, begin + i] = found[query, i], upper[query, i]
         counts[query] = begin + count
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def rank(rows, bounds, counts):  # type: ignore[no-untyped-def]
-    """Sorts rows by their bounds, the highest first."""
-    for query in range(counts.size):
-        count = counts[query]
-        order = np.argsort(-bounds[query, :count])
-        rows[query, :count] = rows[query, :count][order]
-        bounds[query, :count] = bounds[query, :count][order]
+def sort_down(keys, names, count):  # type: ignore[no-untyped-def]
+    """Sorts the first `count` of float32 keys from the highest to the lowest, and names with them. Heapsort."""
+    for begin in range(count // 2 - 1, -1, -1):
+        _settle(keys, names, begin, count)
+    for end in range(count - 1, 0, -1):
+        keys[0], keys[end] = keys[end], keys[0]
+        names[0], names[end] = names[end], names[0]
+        _settle(keys, names, 0, end)
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _settle(keys, names, at, size):  # type: ignore[no-untyped-def]
+    key, name = keys[at], names[at]
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and keys[child + 1] < keys[child]:
+            child += 1
+        if keys[child] >= key:
+            break
+        keys[at], names[at] = keys[child], names[child]
+        at = child
+    keys[at], names[at] = key, name
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def rank(first, last, rows, bounds, counts):  # type: ignore[no-untyped-def]
+    """Sorts rows of queries `first` to `last` by their bounds, the highest first."""
+    for query in range(first, last):
+        sort_down(bounds[query], rows[query], counts[query])
 
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
@@ -298,9 +346,9 @@ def similarity(metric, vector, query, square):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 def rescore(  # type: ignore[no-untyped-def]
-    metric, vectors, base, first, last, queries, squares, rows, bounds, counts, heaps, sizes, exact
+    metric, vectors, wanted, base, first, last, queries, squares, rows, bounds, counts, heaps, sizes, exact
 ):
-    """Exact scores of those of the kept rows that are in `vectors` `[n, D]`, whose first has number `base`.
+    """Exact scores of the kept rows in `vectors` `[n, D]`: numbers from `base` on, or those `wanted`.
 
     Queries `first` to `last` of `queries` float64 `[B, D]`. rows, bounds, counts: as `rank` leaves them. heaps: float64
     `[B, k]`, sizes `[B]`: the best exact scores. exact: float64 `[B, room]`, left as it is where a bound is too low.
@@ -309,6 +357,10 @@ def rescore(  # type: ignore[no-untyped-def]
     for query in range(first, last):
         for i in range(counts[query]):
             row = rows[query, i] - base
+            if wanted.size != 0:
+                row = np.searchsorted(wanted, rows[query, i])
+                if row < wanted.size and wanted[row] != rows[query, i]:
+                    continue
             if row < 0 or row >= vectors.shape[0]:
                 continue
             if sizes[query] == top_k:
@@ -322,6 +374,123 @@ def rescore(  # type: ignore[no-untyped-def]
                 sizes[query] += 1
             elif score > heaps[query, 0]:
                 sift_down(heaps[query], top_k, score)
+
+
+@njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+def best(metric, top_k, first, last, squares, rows, exact, counts, scores):  # type: ignore[no-untyped-def]
+    """Leaves of each query's rows the best `top_k`, best first, and those that tie with the last; scores: float32.
+
+    exact: as `rescore` leaves it, NaN where there is no score.
+    """
+    for query in range(first, last):
+        scored = 0
+        for i in range(counts[query]):
+            if not np.isnan(exact[query, i]):
+                score = squares[query] - exact[query, i] if metric == 2 else exact[query, i]
+                rows[query, scored] = rows[query, i]
+                scores[query, scored] = -score if metric == 2 else score
+                scored += 1
+        sort_down(scores[query], rows[query], scored)
+        if metric == 2:
+            for i in range(scored):
+                scores[query, i] = -scores[query, i]
+        while scored > top_k and scores[query, scored - 1] != scores[query, top_k - 1]:
+            scored -= 1
+        counts[query] = scored
+
+
+@njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+def code_queries(queries, unit, most, codes, steps, lengths, left, exact, squares):  # type: ignore[no-untyped-def]
+    """Codes up to `most` of float32 queries `[B, D]`, made of length 1 first, if `unit`. See `QueryCodes`."""
+    for query in range(queries.shape[0]):
+        square, top = 0.0, 0.0
+        for j in range(queries.shape[1]):
+            square += np.float64(queries[query, j]) ** 2
+        factor = 1 / np.sqrt(square) if unit else 1.0
+        for j in range(queries.shape[1]):
+            exact[query, j] = np.float64(queries[query, j]) * factor
+            top = max(top, abs(exact[query, j]))
+        steps[query] = top / most if top > 0 else 1
+        rest, step = 0.0, np.float64(steps[query])
+        for j in range(queries.shape[1]):
+            code = np.rint(exact[query, j] / step)
+            codes[query, j] = np.int16(code)
+            rest += (exact[query, j] - code * step) ** 2
+        left[query] = np.sqrt(rest)
+        squares[query] = 1.0 if unit else square
+        lengths[query] = np.sqrt(squares[query])
+
+
+@njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"nnan", "nsz"})
+def assign(codes, scale, first, last, centroids, steps, penalty, lists, scores):  # type: ignore[no-untyped-def]
+    """The centroid that scores best for each of rows `first` to `last`, int32, and its score, float32 `[n]`.
+
+    codes, scale: of rows. centroids: int16 `[L + GROUP, D]`, whose unit is `steps`; `penalty`, float32 `[L]`, is
+    taken off.
+    """
+    products = np.empty((GROUP, TILE), np.int32)
+    rows = np.empty(0, np.int32)
+    best, chosen = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
+    for at in range(first, last, TILE):
+        width = min(TILE, last - at)
+        for i in range(width):
+            best[i] = -np.inf
+        for group in range(0, steps.size, GROUP):
+            multiply(codes, rows, at, at + width, centroids, group, GROUP, products)
+            for lane in range(min(GROUP, steps.size - group)):
+                number = np.int32(group + lane)
+                step, less = steps[number], penalty[number]
+                for i in range(width):
+                    value = np.float32(products[lane, i]) * (scale[at + i] * step) - less
+                    chosen[i] = number if value > best[i] else chosen[i]
+                    best[i] = max(best[i], value)
+        for i in range(width):
+            lists[at + i], scores[at + i] = chosen[i], best[i]
+
+
+@njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"nnan", "nsz"})
+def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen):  # type: ignore[no-untyped-def]
+    """Of queries `first` to `last` the lists whose centroids score best, best first: int64 `[B, nearest]`.
+
+    centroids: int8 `[L, D]` and their scale, float32 `[L]`; `penalty` is taken off. queries: int16 `[B + GROUP, D]`.
+    """
+    lists, nearest = scale.size, chosen.shape[1]
+    products = np.empty((GROUP, TILE), np.int32)
+    rows = np.empty(0, np.int32)
+    scores = np.empty((GROUP, lists), np.float32)
+    heap = np.empty(nearest, np.float32)
+    for group in range(first, last, GROUP):
+        count = min(GROUP, last - group)
+        for at in range(0, lists, TILE):
+            width = min(TILE, lists - at)
+            multiply(centroids, rows, at, at + width, queries, group, count, products)
+            for lane in range(count):
+                step = steps[group + lane]
+                for i in range(width):
+                    scores[lane, at + i] = np.float32(products[lane, i]) * (scale[at + i] * step) - penalty[at + i]
+        for lane in range(count):
+            made = scores[lane]
+            for i in range(nearest):
+                push(heap, i, made[i])
+            for i in range(nearest, lists):
+                if made[i] > heap[0]:
+                    sift_down(heap, nearest, made[i])
+            taken, least = 0, heap[0]
+            for i in range(lists):
+                if made[i] >= least and taken < nearest:
+                    chosen[group + lane, taken], heap[taken] = i, made[i]
+                    taken += 1
+            sort_down(heap, chosen[group + lane], nearest)
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def add_up(codes, scale, lists, sums, counts):  # type: ignore[no-untyped-def]
+    """Adds every row to the sum of its list, float32 `[L, D]`, and counts it."""
+    for row in range(lists.size):
+        number = lists[row]
+        counts[number] += 1
+        for j in range(sums.shape[1]):
+            sums[number, j] += np.float32(codes[row, j]) * scale[row]
 
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "nsz", "nnan", "contract"})

@@ -1,0 +1,140 @@
+"""Inverted lists: rows by the centroid they are nearest to, so that a query looks at the lists that are nearest to it.
+
+How many these must be for an asked recall is measured when lists are made, on rows that ask for their neighbours.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
+from abi_jax.wdbx.search.kernels import GROUP, CodeArrays, QueryArrays, Ranges, add_up, assign, nearest_lists
+from abi_jax.wdbx.search.threads import shares
+
+NOTHING = np.zeros(0, np.int32)
+CAREFUL = 0.3
+QUERIES_OF_A_SHARE = 32  # that are worth a thread
+SAMPLE = 40  # rows a list that centroids are learned from
+ITERATIONS = 6
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Centroids float32 `[L, D]`; `order` int32 `[n]`, rows by list; `ends` int64 `[L + 1]`, where lists begin and end.
+
+    ranks: float64, ascending: for neighbours of rows, how many lists were nearer to the row than the neighbour's.
+    """
+
+    metric: str
+    centroids: np.ndarray
+    order: np.ndarray
+    ends: np.ndarray
+    ranks: np.ndarray
+
+    def enough(self, recall: float) -> int:
+        """How many lists hold that share of neighbours; a little more, since it was measured on a sample."""
+        share = recall + CAREFUL * (1 - recall)
+        return int(np.quantile(self.ranks, share, method="higher")) + 1
+
+    def rows_in(self, nearest: int) -> int:
+        """About how many rows are in so many lists: rows ask more where lists are long."""
+        sizes = np.diff(self.ends).astype(np.float64)
+        return int(min(nearest * np.square(sizes).sum() / max(1.0, sizes.sum()), sizes.sum()))
+
+    @cached_property
+    def codes(self) -> CodeArrays:
+        """Centroids as codes."""
+        return CodesMaker("ip", self.centroids.shape[1], np.dtype(np.float32)).of(self.centroids).arrays
+
+    @cached_property
+    def penalty(self) -> np.ndarray:
+        """What is taken off products with centroids, float32 `[L]`."""
+        return _penalty(self.metric, self.centroids)
+
+    def nearest(self, queries: QueryCodes, count: int) -> np.ndarray:
+        """The lists that are nearest to each query, nearest first, int64 `[B, count]`."""
+        chosen = np.empty((len(queries), min(count, len(self.centroids))), np.int64)
+        about, codes = queries.arrays, self.codes
+
+        def work(first: int, last: int) -> None:
+            nearest_lists(codes.codes, codes.scale, self.penalty, about.codes, about.steps, first, last, chosen)
+
+        shares(len(queries), work, QUERIES_OF_A_SHARE)
+        return chosen
+
+
+def _penalty(metric: str, centroids: np.ndarray) -> np.ndarray:
+    made = np.square(centroids).sum(axis=1) / 2
+    return np.zeros_like(made) if metric == "cosine" else made
+
+
+def num_lists(rows: int) -> int:
+    """How many lists `rows` rows are parted into."""
+    return max(1, min(int(2 * np.sqrt(rows)), rows // 32))
+
+
+def make_lists(metric: str, vectors: np.ndarray, codes: Codes, count: int, seed: int = 0) -> Lists:
+    """Learns `count` centroids (Lloyd, IEEE Trans. Inf. Theory 28, 1982) from a sample, and assigns every row."""
+    rng = np.random.default_rng(seed)
+    rows, dim = vectors.shape
+    sample = np.sort(rng.choice(rows, min(rows, SAMPLE * count), replace=False))
+    places = codes.places(sample)
+    some, scale = np.ascontiguousarray(codes.arrays.codes[places]), codes.arrays.scale[places]
+    if metric == "l2":
+        scale = scale / 2
+    first = rng.choice(len(sample), count, replace=False)
+    centroids = some[first, :dim] * scale[first, None]
+    for _ in range(ITERATIONS):
+        lists, scores = _assign(metric, some, scale, centroids)
+        sums, counts = np.zeros((count, dim), np.float32), np.zeros(count, np.int64)
+        add_up(some, scale, lists, sums, counts)
+        empty = np.flatnonzero(counts == 0)
+        worst = np.argsort(scores)[: len(empty)]
+        sums[empty], counts[empty] = some[worst, :dim] * scale[worst, None], 1
+        centroids = sums / counts[:, None].astype(np.float32)
+        if metric == "cosine":
+            centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
+    whole = codes.arrays.scale / 2 if metric == "l2" else codes.arrays.scale
+    lists, _ = _assign(metric, codes.arrays.codes, whole, centroids)
+    if len(codes.arrays.names):
+        lists = lists[codes.inverse]
+    order = np.argsort(lists, kind="stable").astype(np.int32)
+    ends = np.searchsorted(lists[order], np.arange(count + 1)).astype(np.int64)
+    return Lists(metric, centroids, order, ends, np.zeros(0))
+
+
+def _assign(metric: str, codes: np.ndarray, scale: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    coded = make_query_codes("ip", centroids).arrays
+    penalty = _penalty(metric, centroids)
+    lists, scores = np.empty(len(scale), np.int32), np.empty(len(scale), np.float32)
+    shares(len(scale), lambda a, b: assign(codes, scale, a, b, coded.codes, coded.steps, penalty, lists, scores))
+    return lists, scores
+
+
+def probe(lists: Lists, queries: QueryCodes, nearest: int) -> tuple[Ranges, QueryArrays]:
+    """The ranges of the `nearest` lists of each query, and queries in the order in which ranges name them."""
+    count = len(queries)
+    chosen = lists.nearest(queries, nearest)
+    nearest = chosen.shape[1]
+    if count == 1:
+        zeros = np.zeros(nearest, np.int64)
+        return Ranges(lists.ends[chosen[0]], lists.ends[chosen[0] + 1], zeros, zeros + 1, NOTHING), queries.arrays
+    numbers, of = chosen.reshape(-1), np.repeat(np.arange(count), nearest)
+    later = np.arange(len(numbers)) % nearest > 0  # nearest lists come first: floors rise early
+    key = numbers + np.where(later, len(lists.centroids), 0)
+    by = np.argsort(key, kind="stable")
+    key, of, numbers = key[by], of[by], numbers[by]
+    begins = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+    sizes = np.diff([*begins, len(key)])
+    groups = -(-sizes // GROUP)
+    number = np.repeat(np.arange(len(begins)), groups)
+    inside = np.arange(len(number)) - np.repeat(np.cumsum(groups) - groups, groups)
+    firsts = begins[number] + inside * GROUP
+    counts = np.minimum(GROUP, sizes[number] - inside * GROUP)
+    which = numbers[begins[number]]
+    arrays = queries.arrays
+    order = np.concatenate([of, np.full(GROUP, count)])  # what a last, smaller group is multiplied with, too
+    made = QueryArrays(arrays.codes[order], of, arrays.steps, arrays.lengths)
+    ranges = Ranges(lists.ends[which], lists.ends[which + 1], firsts, counts, NOTHING)
+    return ranges, made

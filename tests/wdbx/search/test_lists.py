@@ -1,0 +1,100 @@
+"""Asked for less than all, search looks at less: lists where rows have clusters, all codes where they have none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from abi_jax import wdbx
+from abi_jax.errors import InputError
+
+ROWS, DIM, TOP_K = 24_000, 32, 10
+
+
+def clustered(rng: np.random.Generator, rows: int) -> np.ndarray:
+    centers = np.random.default_rng(7).normal(size=(200, DIM))
+    return (centers[rng.integers(0, 200, rows)] + 0.4 * rng.normal(size=(rows, DIM))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> wdbx.Database:
+    rng = np.random.default_rng(0)
+    db = wdbx.open(tmp_path_factory.mktemp("lists") / "store")
+    for name, vectors in (("clustered", clustered(rng, ROWS)), ("even", rng.normal(size=(ROWS, DIM)))):
+        c = db.create_collection(name, DIM, "l2", schema={"shelf": int}, ids="int")
+        c.upsert(np.arange(ROWS), vectors, {"shelf": np.arange(ROWS) % 1000})
+    db.seal()
+    assert [db.collection(name).index() for name in ("clustered", "even")] == [1, 1]
+    return db
+
+
+def recall(c: wdbx.Collection, queries: np.ndarray, wanted: float) -> float:
+    exact = c.query(queries, TOP_K)
+    found = c.query(queries, TOP_K, recall=wanted)
+    same = [len({a.id for a in x} & {b.id for b in y}) / TOP_K for x, y in zip(exact, found, strict=True)]
+    return float(np.mean(same))
+
+
+@pytest.mark.parametrize("wanted", [0.8, 0.95, 0.99])
+def test_recall_is_what_was_asked_for(store: wdbx.Database, wanted: float) -> None:
+    c = store.collection("clustered")
+    queries = clustered(np.random.default_rng(1), 200)
+    assert recall(c, queries, wanted) >= wanted
+    _, plan = c.query(queries, TOP_K, recall=wanted, explain=True)
+    assert plan[0]["way"] == "ivf"
+    assert plan[0]["rows"] < ROWS / 8
+
+
+def test_one_query_as_many(store: wdbx.Database) -> None:
+    c = store.collection("clustered")
+    queries = clustered(np.random.default_rng(2), 13)
+    together = c.query(queries, TOP_K, recall=0.9)
+    assert together == [c.query(query, TOP_K, recall=0.9) for query in queries]
+
+
+def test_without_clusters_all_codes_are_scanned(store: wdbx.Database) -> None:
+    c = store.collection("even")
+    queries = np.random.default_rng(3).normal(size=(100, DIM)).astype(np.float32)
+    assert c.query(queries, TOP_K, recall=0.98, explain=True)[1][0]["way"] == "quantised"
+    assert recall(c, queries, 0.98) >= 0.98
+
+
+def test_rows_that_a_filter_leaves_are_looked_at_one_by_one(store: wdbx.Database) -> None:
+    c = store.collection("clustered")
+    query = clustered(np.random.default_rng(4), 1)[0]
+    hits, plan = c.query(query, 30, {"shelf": 17}, recall=0.9, explain=True)
+    assert plan[0]["way"] == "gather"
+    assert len(hits) == ROWS // 1000
+    assert hits == c.query(query, 30, {"shelf": 17})
+
+
+def test_there_are_as_many_answers_as_match(store: wdbx.Database) -> None:
+    """More are asked for than the nearest lists hold."""
+    c = store.collection("clustered")
+    query = clustered(np.random.default_rng(5), 1)[0]
+    hits, plan = c.query(query, 5000, {"shelf": {"$lt": 250}}, recall=0.8, explain=True)
+    assert plan[0]["way"] == "ivf"
+    assert len(hits) == 5000
+    assert {hit.metadata["shelf"] for hit in hits} <= set(range(250))
+
+
+def test_deletes_and_new_rows_count_at_once(store: wdbx.Database, tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "own") as db:
+        c = db.create_collection("c", DIM, "cosine", ids="int")
+        vectors = clustered(np.random.default_rng(6), ROWS)
+        c.upsert(np.arange(ROWS), vectors)
+        db.seal()
+        assert c.index() == 1
+        nearest = [hit.id for hit in c.query(vectors[5], 3, recall=0.9)]
+        assert nearest[0] == 5
+        before = db.version
+        c.delete(nearest[:2])
+        c.upsert([ROWS + 1], vectors[5:6])
+        after = [hit.id for hit in c.query(vectors[5], 2, recall=0.9)]
+        assert after == [ROWS + 1, nearest[2]]
+        assert [hit.id for hit in c.query(vectors[5], 3, recall=0.9, at=before)] == nearest
+
+
+def test_a_recall_that_is_none(store: wdbx.Database) -> None:
+    with pytest.raises(InputError, match=r"recall 1\.5: expected a number above 0, up to 1"):
+        store.collection("even").query(np.ones(DIM), recall=1.5)
