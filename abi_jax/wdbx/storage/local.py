@@ -181,7 +181,8 @@ class LocalStorage:
     def settle(self) -> None:
         """Waits until what was deleted will not come back."""
         for name in FOLDERS:
-            self.operations.sync_folder(self.root / name)
+            with contextlib.suppress(FileNotFoundError):  # a copy may lack folders that are empty
+                self.operations.sync_folder(self.root / name)
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
         """Writes a step of arrays: whole and durable, or not at all. tenant: whose they are, "" for the store's."""
