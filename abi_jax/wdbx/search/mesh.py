@@ -7,7 +7,6 @@ the margin by which scores may be off (many rows tie), every row above it is ask
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from threading import RLock
 
 import jax
 import numpy as np
@@ -67,7 +66,6 @@ class MeshSearch:
         self.config = config or MeshSearchConfig()
         self.programs = programs_on(tuple(mesh.devices.flat), self.config.kernel)
         self._pools: dict[Hashable, Pool] = {}
-        self._lock = RLock()
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +104,7 @@ class MeshSearch:
         keep: int,
     ) -> list[Found]:
         batch = next(size for size in BATCHES if size >= len(queries))
-        with self._lock:
+        with self.programs.lock:
             pool = self._pool(collection, parts, metric, queries.shape[1])
             self._check(parts, queries, top_k)
             encoded = encode_queries(pool.shape, queries, batch)

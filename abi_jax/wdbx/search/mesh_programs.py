@@ -5,6 +5,7 @@ What a caller's context holds (a mesh that is set, rules, a platform) therefore 
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from threading import RLock
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ from abi_jax.wdbx.search.mesh_select import Best, Rows, better, nothing, score, 
 
 AXIS = "pages"
 SPREAD, WHOLE = PartitionSpec(AXIS), PartitionSpec()
-SCORES_AT_ONCE = 1 << 24  # of a device: what is larger is made in turns
+SCORES_AT_ONCE = {"cpu": 1 << 24}  # of a device: more are made in turns, each of which copies its rows; elsewhere:
+MOST_SCORES = 1 << 29
 Arrays = tuple[jax.Array, ...]
 
 
@@ -31,6 +33,7 @@ class Programs:
         self.devices = int(self.mesh.size)
         here = jax.process_index(self.mesh.devices.flat[0].client)
         self.local = [i for i, each in enumerate(self.mesh.devices.flat) if each.process_index == here]
+        self.lock = RLock()  # programs that talk across devices must reach each of them in one order
         self._made: dict[Any, Any] = {}
         self._numbers: dict[int, jax.Array] = {}
 
@@ -81,8 +84,8 @@ class Programs:
     def scan(self, slab: Sequence[Any], mask: Any, base: Any, queries: Sequence[Any], best: Arrays) -> Arrays:
         """The best of `best` and of the rows of a slab, which are counted from `base`."""
         batch, keep = best[0].shape[1:]
-        size = scan_tiles(self.devices, slab[0].shape, batch)
-        form = partial(_scan, tiles=size, kernel=self.kernel, platform=self.platform)
+        tiles = scan_tiles(self.devices, slab[0].shape, batch, self.platform)
+        form = partial(_scan, tiles=tiles, kernel=self.kernel, platform=self.platform)
         specs = (*(SPREAD,) * 5, WHOLE, WHOLE, WHOLE, *(SPREAD,) * 4)
         key = ("scan", slab[0].shape, slab[0].dtype, batch, keep)
         made: Arrays = self._call(key, form, specs, SPREAD, *slab, mask, self.number(base), *queries, *best)
@@ -130,11 +133,11 @@ def programs_on(devices: tuple[jax.Device, ...], kernel: str) -> Programs:
     return Programs(devices, kernel)
 
 
-def scan_tiles(devices: int, slab: tuple[int, ...], batch: int) -> int:
+def scan_tiles(devices: int, slab: tuple[int, ...], batch: int, platform: str) -> int:
     """In how many turns a device scores its rows, so that scores take little memory; divides its pages."""
     pages, rows = slab[0] // devices, slab[1]
     tiles = 1
-    while tiles < pages and pages * rows * batch > tiles * SCORES_AT_ONCE:
+    while tiles < pages and pages * rows * batch > tiles * SCORES_AT_ONCE.get(platform, MOST_SCORES):
         tiles *= 2
     return tiles
 

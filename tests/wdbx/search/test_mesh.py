@@ -2,6 +2,8 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from abi_jax.errors import InputError
 from abi_jax.sharding import MeshConfig as Devices
 from abi_jax.sharding import make_mesh, use
 from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
+from abi_jax.wdbx.search.mesh_pool import KEPT
+from abi_jax.wdbx.search.mesh_programs import Programs
 
 ROWS, DIM, TOP_K, PAGE = 2400, 24, 7, 128
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
@@ -215,6 +219,7 @@ def test_pages_come_and_go(tmp_path: Path) -> None:
         c.upsert([5000], rng.normal(size=(1, DIM)))
         c.query(query)
         assert sum(slab.used for slab in pool.slabs) == 17
+        assert [slab.arrays[0] is array for slab, array in zip(slabs, arrays, strict=True)] == [True] * len(slabs)
         c.upsert([5001], rng.normal(size=(1, DIM)))
         c.query(query)
         assert sum(slab.used for slab in pool.slabs) == 17
@@ -224,6 +229,59 @@ def test_pages_come_and_go(tmp_path: Path) -> None:
         c.query(query)
         held = c.view().segments
         assert sum(slab.used for slab in pool.slabs) == sum(-(-len(segment) // PAGE) for segment in held)
+
+
+def test_readers_beside_a_writer(tmp_path: Path) -> None:
+    """Threads search views while pages are written and given up: each finds what the host finds in its view."""
+    rng = np.random.default_rng(4)
+    queries = rng.normal(size=(3, DIM)).astype(np.float32)
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE))
+    with wdbx.open(tmp_path / "store", mesh=mesh) as db, ThreadPoolExecutor(3) as threads:
+        c = db.create_collection("c", DIM, "l2", ids="int")
+
+        def compare() -> bool:
+            view = c.view()
+            return view.search(queries, TOP_K) == replace(view, mesh=None).search(queries, TOP_K)
+
+        running = []
+        for i in range(24):
+            ids = np.unique(rng.integers(0, 2000, 150))
+            c.upsert(ids, rng.normal(size=(len(ids), DIM)))
+            if i % 6 == 5:
+                db.seal()
+            running.append(threads.submit(compare))
+        assert all(each.result() for each in running)
+
+
+def test_pages_go_by_age_among_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another process may still hold rows, or not, only searches decide what stays."""
+    monkeypatch.setattr(Programs, "alone", property(lambda self: False))
+    rng = np.random.default_rng(7)
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE))
+    with wdbx.open(tmp_path / "store", mesh=mesh) as db:
+        c = db.create_collection("c", DIM, "ip", ids="int")
+        vectors, queries = rng.normal(size=(1000, DIM)).astype(np.float32), rng.normal(size=(3, DIM)).astype(np.float32)
+        c.upsert(np.arange(1000), vectors)
+        c.query(queries[0])
+        pool = next(iter(mesh._pools.values()))
+        db.seal()
+        gc.collect()
+        check(c.view().search(queries, TOP_K), "ip", queries, vectors, np.ones(1000, bool))
+        assert sum(slab.used for slab in pool.slabs) == 16
+        for _ in range(KEPT):
+            c.query(queries[0])
+        assert sum(slab.used for slab in pool.slabs) == 8
+
+
+def test_fused_as_numpy(tmp_path: Path) -> None:
+    """With the kernel of products and maxima, interpreted."""
+    rng = np.random.default_rng(6)
+    vectors, queries = rng.normal(size=(5000, 64)).astype(np.float32), rng.normal(size=(16, 64)).astype(np.float32)
+    mesh = MeshSearch(mesh_of(2), MeshSearchConfig("float32", kernel="pallas", rows_per_page=PAGE))
+    with wdbx.open(tmp_path / "store", mesh=mesh) as db:
+        c = db.create_collection("c", 64, "l2", ids="int")
+        c.upsert(np.arange(5000), vectors)
+        check(c.view().search(queries, TOP_K), "l2", queries, vectors, np.ones(5000, bool))
 
 
 def test_what_is_wrong_is_named() -> None:
