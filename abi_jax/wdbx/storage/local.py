@@ -117,8 +117,12 @@ class LocalStorage:
     def size(self, name: str) -> int:
         """Bytes of a file, or of all files of a folder; 0 where there is none."""
         path = self.root / name
-        files = path.rglob("*") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        files = self.files(name).values() if path.is_dir() else [path]
+        size = 0
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                size += file.stat().st_size
+        return size
 
     def names(self, folder: str) -> list[str]:
         """Names of what is finished in a folder, sorted, without the folder's own."""
@@ -218,9 +222,10 @@ class LocalStorage:
         return arrays if self.ring is None else open_step(self.ring, name, arrays)
 
     def files(self, name: str) -> dict[str, Path]:
-        """Every file of a step, by its path in it."""
+        """Every file of a step, by its path in it; those that go meanwhile may be missing."""
         folder = self.root / name
-        return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+        found = [Path(at) / file for at, _, files in os.walk(folder) for file in files]
+        return {file.relative_to(folder).as_posix(): file for file in sorted(found)}
 
     def lock(self) -> WriterLock:
         """Makes this process the one that writes, until what is returned is released or the process ends.
