@@ -188,8 +188,7 @@ class CollectionHandle:
         as texts, or the words beside vectors. mode: "vector", nearness; "keyword", BM25 of the words in `fields`
         (`document`); "hybrid", both, fused by reciprocal ranks. recall: of the nearest rows, how many are to be found
         on average; below 1, large segments get inverted lists. explain: answers with a pair, the second of which says
-        how
-        rows were searched, and why.
+        how rows were searched, and why.
         """
         if not 0 < recall <= 1:
             raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")

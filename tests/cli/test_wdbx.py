@@ -68,6 +68,14 @@ def test_query_filters_and_looks_back(store: Path, abi: Abi) -> None:
     assert wrong.status == 2 and "filter on 'yaer'" in wrong.json["error"]
 
 
+def test_query_explains_itself(store: Path, abi: Abi) -> None:
+    said = abi("wdbx", "query", store, "[1, 0]", "--explain", "--recall", "0.9", "--json").json
+    assert [hit["id"] for hit in said["hits"]] == ["a", "b"] and said["explain"]
+    assert len(abi("wdbx", "query", store, "[1, 0]", "--explain").out.splitlines()) > 3
+    wrong = abi("wdbx", "query", store, "[1, 0]", "--recall", "2")
+    assert wrong.status == 2 and "recall 2.0" in wrong.err
+
+
 def test_a_text_without_an_encoder(store: Path, abi: Abi) -> None:
     asked = abi("wdbx", "query", store, "how do I reset the cluster")
     assert asked.status == 2

@@ -47,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="vector (default): nearness; keyword: its words (BM25); hybrid: both, fused by rank",
     )
+    parser.add_argument(
+        "--recall", type=float, default=1.0, metavar="R", help="of the nearest rows, the share to be found (default: 1)"
+    )
+    parser.add_argument("--explain", action="store_true", help="say how rows were searched, and why")
     parser.add_argument("--text", metavar="TEXT", help="words to look for beside a vector, for --mode hybrid")
     parser.add_argument("--fields", metavar="A,B", help="where to look for words (default: document)")
     parser.add_argument("--where", metavar="JSON", help='a filter, e.g. \'{"lang": "en", "year": {"$gte": 2020}}\'')
@@ -67,8 +71,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         asked: Any = options.query if vectors is None else vectors
         version = db.resolve(version_of(options.at))
         fields = options.fields.split(",") if options.fields else None
-        answers = collection.query(
-            asked, options.top_k, where, version, text=options.text, mode=options.mode, fields=fields
+        answers, how = collection.query(
+            asked,
+            options.top_k,
+            where,
+            version,
+            text=options.text,
+            mode=options.mode,
+            fields=fields,
+            recall=options.recall,
+            explain=True,
         )
     several = vectors is not None and vectors.ndim == 2
     many: list[list[Hit]] = answers if several else [answers]
@@ -77,8 +89,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             if several:
                 print(f"query {number}:")
             _print(hits)
+        if options.explain:
+            for part in how:
+                print("  ".join(f"{name}={value}" for name, value in part.items()))
     found = [[_as_json(hit) for hit in hits] for hits in many]
-    said = {"collection": collection.name, "version": version, "mode": options.mode}
+    said: dict[str, Any] = {"collection": collection.name, "version": version, "mode": options.mode}
+    said |= {"explain": how} if options.explain else {}
     return said | ({"queries": found} if several else {"hits": found[0]})
 
 
