@@ -190,9 +190,7 @@ class CollectionHandle:
         on average; below 1, large segments get inverted lists. explain: answers with a pair, the second of which says
         how rows were searched, and why.
         """
-        if not 0 < recall <= 1:
-            raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
-        view = replace(self.view(at), recall=recall)
+        view = self.view(at).with_recall(recall)
         words = Words(fields, bm25 or Bm25(), fusion or Fusion())
         answer = ask(view, self.encoder, vectors, text, top_k, where, mode, words)
         return (answer, view.explain(where)) if explain else answer

@@ -1,7 +1,7 @@
 """A collection as it was at one version: what is read, looked up and searched. Nothing that is written changes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,13 +162,16 @@ class View:
             raise InputError(f"collection {self.spec.name} has ids of type {self.spec.ids}; expected int")
         found = self._found(queries, top_k, where)
         ids, scores = np.full((len(found), top_k), -1, np.int64), np.full((len(found), top_k), np.nan, np.float32)
-        for i, each in enumerate(found):
-            of = np.empty(len(each.rows), np.int64)
-            for part in np.unique(each.parts).tolist():
-                at = each.parts == part
-                of[at] = self._ids(part, each.rows[at])
-            best = np.lexsort((of, best_first(self.spec.metric, each.scores)))[:top_k]
-            ids[i, : len(best)], scores[i, : len(best)] = of[best], each.scores[best]
+        counts = [len(each.rows) for each in found]
+        parts, rows = np.concatenate([each.parts for each in found]), np.concatenate([each.rows for each in found])
+        named = np.empty(len(rows), np.int64)
+        for part in range(len(self.segments) + 1):
+            at = parts == part
+            if at.any():
+                named[at] = self._ids(part, rows[at])
+        for i, (each, names) in enumerate(zip(found, np.split(named, np.cumsum(counts[:-1])), strict=True)):
+            best = np.lexsort((names, best_first(self.spec.metric, each.scores)))[:top_k]
+            ids[i, : len(best)], scores[i, : len(best)] = names[best], each.scores[best]
         return ids, scores
 
     def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> list[Found]:
@@ -185,6 +188,12 @@ class View:
             {"part": name, **asdict(plan)}
             for name, plan in zip(names, explain(self._parts(where), self.recall), strict=True)
         ]
+
+    def with_recall(self, recall: float) -> "View":
+        """The same view, asked for that share of the nearest rows, on average."""
+        if not 0 < recall <= 1:
+            raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
+        return replace(self, recall=recall)
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists; how many have."""

@@ -4,7 +4,7 @@ With a recall of 1 the answer is that of `flat.search`, either way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -53,7 +53,12 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, 
         return flat.search(every, metric, queries, top_k)
     from abi_jax.wdbx.search import host
 
-    return host.search([_coded(each, recall) for each in parts], metric, queries, top_k, recall)
+    filled = [number for number, each in enumerate(parts) if len(each.vectors)]
+    found = host.search([_coded(parts[number], recall) for number in filled], metric, queries, top_k, recall)
+    if filled == list(range(len(filled))):
+        return found
+    numbers = np.array(filled)
+    return [replace(each, parts=numbers[each.parts]) for each in found]
 
 
 def explain(parts: Sequence[Part], recall: float) -> "list[Plan]":

@@ -5,6 +5,7 @@ How many these must be for an asked recall is measured when lists are made, on r
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -35,12 +36,17 @@ class Lists:
     def enough(self, recall: float) -> int:
         """How many lists hold that share of neighbours; a little more, since it was measured on a sample."""
         share = recall + CAREFUL * (1 - recall)
-        return int(np.quantile(self.ranks, share, method="higher")) + 1
+        return int(self.ranks[ceil(share * (len(self.ranks) - 1))]) + 1
 
     def rows_in(self, nearest: int) -> int:
-        """About how many rows are in so many lists: rows ask more where lists are long."""
+        """About how many rows are in so many lists."""
+        return int(min(nearest * self._expected, len(self.order)))
+
+    @cached_property
+    def _expected(self) -> float:
+        """Rows in a list that is looked at: rows ask more where lists are long."""
         sizes = np.diff(self.ends).astype(np.float64)
-        return int(min(nearest * np.square(sizes).sum() / max(1.0, sizes.sum()), sizes.sum()))
+        return float(np.square(sizes).sum() / max(1.0, sizes.sum()))
 
     @cached_property
     def codes(self) -> CodeArrays:
