@@ -1,0 +1,279 @@
+"""A store that is open: its lock and log, commits, sealing, and letting it go. What people ask of it is `Database`."""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from time import time
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from abi_jax.errors import InputError
+from abi_jax.wdbx.arrive import arrive
+from abi_jax.wdbx.background import Background
+from abi_jax.wdbx.collect import collect, collect_at_close
+from abi_jax.wdbx.contents import Collection, Contents
+from abi_jax.wdbx.create import create_store, refuse_other_folder
+from abi_jax.wdbx.crypto.master import KeySource, read_master
+from abi_jax.wdbx.crypto.records import RecordSeals
+from abi_jax.wdbx.crypto.signatures import check_signer
+from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.fence import Fence
+from abi_jax.wdbx.history import history_head
+from abi_jax.wdbx.load import STORE_FILE, Loaded, load, load_while_written, open_ring, read_about
+from abi_jax.wdbx.log.commit import Commits, Draft, Position
+from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
+from abi_jax.wdbx.log.record import EMPTY, Head, Kind
+from abi_jax.wdbx.manifest import Sealed
+from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
+from abi_jax.wdbx.seal import is_new, seal
+from abi_jax.wdbx.storage.local import LocalStorage, PinFile, WriterLock
+from abi_jax.wdbx.transfer.importing import Steps, stream
+from abi_jax.wdbx.transfer.piece import Columns
+from abi_jax.wdbx.transfer.sources import open_source
+from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
+from abi_jax.wdbx.witness import HEAD_FILE, Witness
+
+MODES = ("a", "r")
+RETENTION = 3600.0
+SEAL_AT_CLOSE = 64 << 10  # bytes of a log
+
+
+class Store:
+    """A store that is open, for writing (`mode="a"`, one at a time) or for reading (`mode="r"`, any number)."""
+
+    def __init__(
+        self,
+        storage: LocalStorage,
+        mode: str = "a",
+        retention: float = RETENTION,
+        background: bool = True,
+        key: KeySource | None = None,
+        sign_with: Ed25519PrivateKey | None = None,
+    ) -> None:
+        """retention: seconds for which every version can be read. background: seals without being asked.
+
+        key: of an encrypted store. sign_with: signs every version.
+        """
+        if mode not in MODES:
+            raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
+        self.storage = storage
+        self.mode = mode
+        self._lock: WriterLock | None = None
+        self._pin: PinFile | None = None
+        self._began = False  # to change what is stored
+        self._commits: Commits | None = None
+        self._background: Background | None = None
+        self._retention = retention
+        self._key = key
+        self._signer = sign_with
+        self._changing = threading.RLock()
+        self._sealing = threading.Lock()
+        try:
+            if mode == "a":
+                self._open_to_write()
+                if background:
+                    self._background = Background(self.seal, self._unsealed)
+            else:
+                open_ring(storage, key)
+                self.refresh()
+        except BaseException:
+            self._unlock()
+            raise
+
+    def refresh(self) -> int:
+        """Reads what was written since a store was opened for reading; the last version."""
+        if self.mode == "r":
+            looking = hold(self.storage, EVERYTHING)
+            try:
+                self._loaded = load_while_written(self.storage)
+                self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
+                before, self._pin = self._pin, hold(self.storage, Pin(self._loaded.contents.version, self._sealed.name))
+            finally:
+                if looking is not None:
+                    looking.release()
+            if before is not None:
+                before.release()
+        return self.version
+
+    @property
+    def _contents(self) -> Contents:
+        return self._loaded.contents
+
+    @property
+    def version(self) -> int:
+        """The last version."""
+        return self._contents.version
+
+    @property
+    def store(self) -> bytes:
+        """The 16 bytes that the store is known by."""
+        return self._loaded.store
+
+    @property
+    def sealed(self) -> Sealed:
+        """The manifest in force."""
+        return self._sealed
+
+    def _open_to_write(self) -> None:
+        if self.storage.read(STORE_FILE) is None:
+            refuse_other_folder(self.storage)
+            master = None if self._key is None else read_master(self._key)
+            self.storage.make()
+            self._lock = self.storage.lock()
+            if self.storage.read(STORE_FILE) is None:
+                create_store(self.storage, master, self._signer)
+        open_ring(self.storage, self._key)
+        check_signer(self.storage, self._signer, read_about(self.storage)["public_keys"])
+        if self._lock is None:
+            self._lock = self.storage.lock()
+        self._loaded = load(self.storage)
+        self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
+        self._begin_log(self._loaded)
+        if self.storage.ring is not None:
+            self.storage.ring.drop(self._loaded.erased)
+        collect(self.storage, self._sealed, held(self.storage))
+
+    def _begin_log(self, loaded: Loaded) -> None:
+        """Cuts off what a crash left, and begins a log file of a new epoch."""
+        newest = loaded.newest
+        self._began = True
+        if newest.torn:
+            torn = self.storage.append_to(f"log/{newest.head.name}")
+            torn.truncate(newest.end)
+            torn.sync()
+            torn.close()
+        contents, epoch = loaded.contents, newest.head.epoch + 1
+        head = LogHead(
+            loaded.store,
+            epoch,
+            contents.version + 1,
+            contents.link,
+            self._sealed.manifest.version if self._sealed.manifest else 0,
+            self._sealed.digest,
+        )
+        self.storage.put(f"log/{head.name}", head.encode())
+        log = self.storage.append_to(f"log/{head.name}")
+        position = Position(contents.version, contents.link, contents.time, epoch)
+        assert self._lock is not None
+        fence = Fence(self.storage, self._lock, epoch)
+        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, f"log/{head.name}")
+        self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check, self._seals)
+        self._witness(closed=False)
+
+    def _witness(self, closed: bool, kept: Sequence[str] = ()) -> None:
+        contents, epoch = self._contents, self._writing().position.epoch
+        self.storage.put(HEAD_FILE, Witness(contents.version, contents.link.hex(), epoch, closed, kept).encode())
+
+    def _writing(self) -> Commits:
+        if self._commits is None:
+            raise WdbxError(f'{self.storage} is open for reading (or closed); expected mode="a" to write')
+        return self._commits
+
+    def commit(
+        self, kind: Kind, collection: int, rows: int, payload: bytes, tenant: str | None = None
+    ) -> tuple[int, Any]:
+        """Writes a version. Returns its number, and what applying it returned. tenant: the collection's."""
+        if tenant is None:
+            there = self._contents.collections.get(collection)
+            tenant = there.spec.tenant if there else ""
+        made = self._writing().commit(Draft(kind, collection, rows, payload, tenant))
+        if self._background is not None:
+            self._background.written()
+        return made
+
+    def _unsealed(self) -> int:
+        """Bytes of the log that no segment holds, 0 where there is nothing but sealing in it."""
+        return self._writing().size if is_new(self._contents, self._sealed) else 0
+
+    def resolve(self, at: At = None) -> int:
+        """The version that `at` means: itself, a tag's, the last at a time, or the last."""
+        return resolve(at, self._contents, self.storage, self._sealed.manifest)
+
+    def head(self, version: int) -> Head:
+        """The head of a version that there is."""
+        if version == 0:
+            return EMPTY
+        heads = self._contents.heads
+        if heads and version >= heads[0].version:
+            return heads[version - heads[0].version]
+        return history_head(self.storage, self._sealed.manifest, version)
+
+    def seal(self, everything: bool = False) -> None:
+        """Turns what only the log holds into segments."""
+        with self._sealing:
+            self._seal(everything)
+            self._writing().check()
+            collect(self.storage, self._sealed, held(self.storage))
+
+    def _seal(self, everything: bool = False) -> None:
+        commits, store, contents = self._writing(), self._loaded.store, self._contents
+        self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
+
+    def take_in(self, number: int, source: Any, columns: Columns, duplicates: str, progress: bool) -> int:
+        """Imports rows into collection `number`; see `CollectionHandle.import_`."""
+        commits, spec = self._writing(), self._contents.collections[number].spec
+        steps = Steps(self.storage, spec, duplicates)
+        try:
+            rows = stream(steps, open_source(source, spec, columns), progress)
+        except BaseException:
+            steps.give_up()
+            raise
+        try:
+            if rows:
+                with self._sealing:
+                    self._seal()
+                    contents, before = self._contents, self._sealed
+                    self._sealed, _ = arrive(
+                        self.storage, contents, commits, before, number, steps.written, steps.replaced
+                    )
+        finally:
+            steps.done()
+        return rows
+
+    def compact(self) -> None:
+        """Makes few segments of each collection, and takes away what can no longer be read."""
+        self.seal(everything=True)
+
+    def _horizon(self, collection: Collection) -> int:
+        retention = self._retention if collection.retention is None else collection.retention
+        late = int((time() - retention) * 1e6)
+        kept = version_at(late, self._contents, self.storage, self._sealed.manifest)
+        pins = (pin.version for pin in held(self.storage))
+        return oldest_needed(kept, pins, self._contents.tags.values())
+
+    def close(self) -> None:
+        """Lets the store go; another process may write to it then."""
+        closed = False
+        try:
+            if self._background is not None:
+                self._background.stop()
+                self._background = None
+            if self._commits is not None:
+                with contextlib.suppress(OSError, InputError):  # the log has it all
+                    if self._unsealed() > SEAL_AT_CLOSE:
+                        self.seal()
+                certain = self._commits.certain
+                self._commits.close()
+                closed = certain and self._close_witness()
+        finally:
+            self._unlock(closed)
+            self._commits = None
+
+    def _close_witness(self) -> bool:
+        """Writes where the chain ends, unless another writer has taken the store over; whether it did."""
+        if self._lock is None or not self.storage.holds(self._lock):
+            return False
+        kept: list[str] = []
+        with contextlib.suppress(OSError, InputError):  # the next writer does it
+            kept = collect_at_close(self.storage, self._sealed)
+        self._witness(closed=True, kept=kept)
+        return True
+
+    def _unlock(self, closed: bool = False) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release(closed, self._began)
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.release()
