@@ -15,7 +15,7 @@ from abi_jax.wdbx.crypto.records import open_record
 from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind, Record
-from abi_jax.wdbx.manifest import Manifest, check_format, manifest_hash, manifest_name, parse_manifest
+from abi_jax.wdbx.manifest import Manifest, SegmentEntry, check_format, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.tail import Tail
@@ -41,8 +41,11 @@ class Loaded:
     erased: frozenset[int] = frozenset()
 
 
-def load(storage: LocalStorage) -> Loaded:
-    """Reads the store. Raises `InputError` where there is none, `DamagedError` where it is not as it was written."""
+def load(storage: LocalStorage, before: Loaded | None = None) -> Loaded:
+    """Reads the store. Raises `InputError` where there is none, `DamagedError` where it is not as it was written.
+
+    before: what was read last; segments that are there still are not opened again.
+    """
     store = read_store(storage)
     scans = read_logs(storage, store)
     newest = scans[-1]
@@ -54,7 +57,7 @@ def load(storage: LocalStorage) -> Loaded:
             said = json.loads(record.payload)
             version, digest = said["version"], bytes.fromhex(said["hash"])
     manifest = read_manifest(storage, version, digest, erased) if version else None
-    contents = Contents() if manifest is None else open_sealed(storage, manifest)
+    contents = Contents() if manifest is None else open_sealed(storage, manifest, before)
     behind = [record for record in records if record.head.version > contents.version]
     if behind and behind[0].head.version != contents.version + 1:
         raise DamagedError(
@@ -78,14 +81,14 @@ def load(storage: LocalStorage) -> Loaded:
     return Loaded(store, contents, newest, manifest, digest, erased)
 
 
-def load_while_written(storage: LocalStorage) -> Loaded:
+def load_while_written(storage: LocalStorage, before: Loaded | None = None) -> Loaded:
     """Reads a store that another process writes to, and whose files may go while they are read."""
     for _ in range(ATTEMPTS):
         try:
-            return load(storage)
+            return load(storage, before)
         except DamagedError:
             sleep(WAIT_SECONDS)
-    return load(storage)
+    return load(storage, before)
 
 
 def read_store(storage: LocalStorage) -> bytes:
@@ -185,8 +188,9 @@ def step_name(number: int) -> str:
     return f"segments/{number:08d}"
 
 
-def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
-    """What a manifest holds, with its segments mapped."""
+def open_sealed(storage: LocalStorage, manifest: Manifest, before: Loaded | None = None) -> Contents:
+    """What a manifest holds, with its segments mapped; those that `before` has are taken from it."""
+    known = _opened(before)
     made = Contents()
     made.version, made.time, made.link = manifest.version, manifest.time, bytes.fromhex(manifest.link)
     made.tags = dict(manifest.tags)
@@ -216,13 +220,26 @@ def open_sealed(storage: LocalStorage, manifest: Manifest) -> Contents:
             told[told[:, 2] == 0, 2] = step.last
             deaths.append(told)
         if step.rows:
-            segment = Segment(number, collection.spec, step.first, arrays)
+            there = known.get(number)
+            if there is not None and there[0] == step:
+                segment = there[1].without_deaths()
+            else:
+                segment = Segment(number, collection.spec, step.first, arrays)
             collection.rows = RowSet((*collection.segments, segment), collection.tail)
     dead = np.concatenate(deaths)
     for segment in (segment for each in made.collections.values() for segment in each.segments):
         own = dead[dead[:, 0] == segment.number]
         segment.die(own[:, 1], own[:, 2])
     return made
+
+
+def _opened(before: Loaded | None) -> dict[int, tuple[SegmentEntry, Segment]]:
+    """Segments that are open, with what a manifest says of each."""
+    if before is None or before.manifest is None:
+        return {}
+    entries = before.manifest.segments
+    segments = (segment for each in before.contents.collections.values() for segment in each.segments)
+    return {segment.number: (entries[segment.number], segment) for segment in segments if segment.number in entries}
 
 
 def first_log(store: bytes) -> LogHead:

@@ -1,6 +1,7 @@
 """Sealed rows: immutable arrays, sorted by id, and the versions at which rows of them died since."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,13 @@ class Segment:
 
     def __len__(self) -> int:
         return self._count
+
+    def without_deaths(self) -> "Segment":
+        """The same rows as they were sealed; with all that was made of them since, such as codes and postings."""
+        made = copy(self)
+        made._died, made._alive = None, None
+        made._deaths = made._settled = 0
+        return made
 
     @cached_property
     def vectors(self) -> np.ndarray:

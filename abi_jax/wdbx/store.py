@@ -61,6 +61,7 @@ class Store:
         self.mode = mode
         self._lock: WriterLock | None = None
         self._pin: PinFile | None = None
+        self._read: Loaded | None = None  # at the last refresh
         self._began = False  # to change what is stored
         self._commits: Commits | None = None
         self._background: Background | None = None
@@ -86,7 +87,7 @@ class Store:
         if self.mode == "r":
             looking = hold(self.storage, EVERYTHING)
             try:
-                self._loaded = load_while_written(self.storage)
+                self._loaded = self._read = load_while_written(self.storage, self._read)
                 self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
                 before, self._pin = self._pin, hold(self.storage, Pin(self._loaded.contents.version, self._sealed.name))
             finally:
