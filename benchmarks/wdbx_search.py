@@ -62,21 +62,30 @@ def _embeddings() -> np.ndarray:
     return made
 
 
-def ours(metric: str, vectors: np.ndarray, recall: float, truth: np.ndarray | None, queries: np.ndarray) -> Ask:
-    from abi_jax import wdbx
+class Ours:
+    """A collection of a store on disk. share: bytes in memory that a scan reads, of those of the vectors."""
 
-    folder = TemporaryDirectory()
-    db = wdbx.open(Path(folder.name) / "store")
-    c = db.create_collection("c", vectors.shape[1], metric, ids="int")
-    c.import_({"id": np.arange(len(vectors)), "vector": vectors})
-    if recall < 1:
-        c.index()
+    def __init__(
+        self, metric: str, vectors: np.ndarray, recall: float, truth: np.ndarray | None, queries: np.ndarray
+    ) -> None:
+        from abi_jax import wdbx
 
-    def ask(some: np.ndarray, keep: Any = folder) -> np.ndarray:
-        view = c.view() if recall == 1 else c.view().with_recall(recall)
-        return view.search_arrays(some, TOP_K)[0]
+        self.folder = TemporaryDirectory()
+        self.recall = recall
+        db = wdbx.open(Path(self.folder.name) / "store")
+        self.collection = db.create_collection("c", vectors.shape[1], metric, ids="int")
+        self.collection.import_({"id": np.arange(len(vectors)), "vector": vectors})
+        if recall < 1:
+            self.collection.index()
 
-    return ask
+    def __call__(self, queries: np.ndarray) -> np.ndarray:
+        return self.collection.view().with_recall(self.recall).search_arrays(queries, TOP_K)[0]
+
+    def about(self) -> dict[str, Any]:
+        """How it is searched, and what of."""
+        view = self.collection.view().with_recall(self.recall)
+        codes = sum(each.codes.nbytes for each in view.segments)
+        return {"bytes": codes / sum(each.vectors.nbytes for each in view.segments), "plan": view.explain()}
 
 
 def faiss_flat(metric: str, vectors: np.ndarray, recall: float, truth: np.ndarray | None, queries: np.ndarray) -> Ask:
@@ -140,7 +149,13 @@ def _tuned(ask: Ask, tune: Callable[[int], Any], recall: float, truth: np.ndarra
     return ask
 
 
-ENGINES = {"ours": ours, "faiss_flat": faiss_flat, "faiss_ivf": faiss_ivf, "hnswlib": hnswlib, "usearch": usearch}
+ENGINES: dict[str, Callable[..., Ask]] = {
+    "ours": Ours,
+    "faiss_flat": faiss_flat,
+    "faiss_ivf": faiss_ivf,
+    "hnswlib": hnswlib,
+    "usearch": usearch,
+}
 
 
 def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
@@ -155,7 +170,8 @@ def work(engine: str, name: str, rows: int, recall: float, truth: np.ndarray | N
     start, cpu = perf_counter(), process_time()
     tuning = None if truth is None else truth[half:]
     ask = ENGINES[engine](metric, vectors, recall, tuning, queries[half:])
-    pipe.send({"build_wall": perf_counter() - start, "build_cpu": process_time() - cpu, "found": ask(queries)})
+    built = {"build_wall": perf_counter() - start, "build_cpu": process_time() - cpu, "found": ask(queries)}
+    pipe.send(built | ({"about": ask.about()} if isinstance(ask, Ours) else {}))
     while (batch := pipe.recv()) is not None:
         ask(queries[:batch])
         walls: list[float] = []
@@ -187,6 +203,7 @@ def compare(
     result: dict[str, Any] = {
         engine: {"recall": recall_of(each["found"], reference)}
         | ({"build_cpu": each["build_cpu"]} if recall < 1 else {})
+        | each.get("about", {})
         for engine, each in made.items()
     }
     for batch in batches:
