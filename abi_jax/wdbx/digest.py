@@ -4,8 +4,10 @@ docs/wdbx-format.md, "Digests and proofs".
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -19,20 +21,40 @@ from abi_jax.wdbx.spec import CollectionSpec
 
 FANOUT = 64  # digests that are hashed together: one hash for 2 KiB is as fast as SHA-256 is
 PADDED = 64  # bytes of varying width that are hashed with the rest: longer ones are hashed behind it
+FEW_ROWS = 2048  # that are hashed one by one in less time than it takes to compile what hashes them at once
+AT_ONCE = 1024  # rows whose messages are laid out together, to be hashed one by one
 DOMAIN = b"abi-jax/wdbx row\0"
 
 
 @dataclass(frozen=True)
 class Messages:
-    """What is hashed of rows: `fixed` uint8 `[n, w]`, and behind it `varying`, large binary `[n]`, None for nothing."""
+    """What is hashed of rows, one part behind the other, where each row's bytes lie together.
 
-    fixed: np.ndarray
-    varying: pa.Array | None
+    fixed: uint8 `[n, w]`, at least one; behind them `varying`, large binary `[n]` without nulls.
+    """
+
+    fixed: Sequence[np.ndarray]
+    varying: Sequence[pa.Array]
+
+    def __len__(self) -> int:
+        return len(self.fixed[0])
+
+    def slice(self, start: int, stop: int) -> "Messages":
+        """Those of rows `start` to `stop`."""
+        return Messages([each[start:stop] for each in self.fixed], [each[start:stop] for each in self.varying])
+
+    def behind(self) -> pa.Array | None:
+        """What is of varying width, joined; None for nothing."""
+        if len(self.varying) > 1:
+            return pc.binary_join_element_wise(*self.varying, pa.scalar(b"", pa.large_binary()))
+        return self.varying[0] if self.varying else None
 
     def joined(self) -> list[bytes]:
         """The messages, whole."""
-        behind = [b""] * len(self.fixed) if self.varying is None else self.varying.to_pylist()
-        return [head.tobytes() + tail for head, tail in zip(self.fixed, behind, strict=True)]
+        behind = self.behind()
+        tails = [b""] * len(self) if behind is None else behind.to_pylist()
+        heads = np.concatenate(self.fixed, axis=1)
+        return [head.tobytes() + tail for head, tail in zip(heads, tails, strict=True)]
 
 
 def row_messages(
@@ -54,7 +76,7 @@ def row_messages(
     count = len(since)
     fixed: list[np.ndarray] = [
         np.broadcast_to(np.frombuffer(DOMAIN, np.uint8), (count, len(DOMAIN))),
-        *([] if salts is None else [salts]),
+        *([] if salts is None else [_bytes(salts)]),
         _bytes(since.astype("<u8")),
         _bytes(vectors),
     ]
@@ -70,10 +92,7 @@ def row_messages(
         width, parts = _column(column)
         fixed.append(width)
         varying += parts
-    behind = None if not varying else varying[0]
-    if len(varying) > 1:
-        behind = pc.binary_join_element_wise(*varying, pa.scalar(b"", pa.large_binary()))
-    return Messages(np.concatenate(fixed, axis=1), behind)
+    return Messages(fixed, varying)
 
 
 def _column(column: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
@@ -121,31 +140,43 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 def row_digests(messages: Messages) -> np.ndarray:
     """SHA-256 of every message, uint8 `[n, 32]`."""
-    count, width = messages.fixed.shape
-    heads, one = messages.fixed.reshape(-1).data, hashlib.sha256
-    if messages.varying is None:
-        made = b"".join([one(heads[at : at + width]).digest() for at in range(0, count * width, width)])
-        return np.frombuffer(made, np.uint8).reshape(-1, HASH)
-    column = messages.varying
+    if len(messages) >= FEW_ROWS and (many := _many()) is not None:
+        return many(messages.fixed, messages.varying, len(messages))
+    starts = range(0, len(messages), AT_ONCE)
+    made = b"".join([each for start in starts for each in _one_by_one(messages.slice(start, start + AT_ONCE))])
+    return np.frombuffer(made, np.uint8).reshape(-1, HASH)
+
+
+@cache
+def _many() -> Callable[[Sequence[np.ndarray], Sequence[pa.Array], int], np.ndarray] | None:
+    """What hashes many messages in one call, where it can be had."""
+    if find_spec("llvmlite") is None:
+        return None
+    from abi_jax.wdbx import sha256
+
+    return sha256.hash_rows if sha256.there() else None
+
+
+def _one_by_one(messages: Messages) -> list[bytes]:
+    fixed, column, one = np.concatenate(messages.fixed, axis=1), messages.behind(), hashlib.sha256
+    count, width = fixed.shape
+    heads = fixed.reshape(-1).data
+    if column is None:
+        return [one(heads[at : at + width]).digest() for at in range(0, count * width, width)]
     ends = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + count + 1].tolist()
     tails = memoryview(column.buffers()[2] or b"")
     sizes = np.diff(ends)
     if len(ends) > 1 and sizes.max() <= PADDED:
-        whole = _padded(messages.fixed, np.frombuffer(tails, np.uint8), np.asarray(ends[:-1]), int(sizes.max()))
+        whole = _padded(fixed, np.frombuffer(tails, np.uint8), np.asarray(ends[:-1]), int(sizes.max()))
         data, step = whole.reshape(-1).data, whole.shape[1]
-        made = b"".join(
-            [
-                one(data[at : at + size]).digest()
-                for at, size in zip(range(0, count * step, step), (sizes + width).tolist(), strict=True)
-            ]
-        )
-        return np.frombuffer(made, np.uint8).reshape(-1, HASH)
+        places = zip(range(0, count * step, step), (sizes + width).tolist(), strict=True)
+        return [one(data[at : at + size]).digest() for at, size in places]
     digests = []
     for row, (start, end) in enumerate(pairwise(ends)):
         hashed = one(heads[row * width : (row + 1) * width])
         hashed.update(tails[start:end])
         digests.append(hashed.digest())
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, HASH)
+    return digests
 
 
 def _padded(fixed: np.ndarray, tails: np.ndarray, starts: np.ndarray, longest: int) -> np.ndarray:

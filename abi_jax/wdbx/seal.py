@@ -28,7 +28,7 @@ from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE, Tail
 
 MOST_HUSKS = 8  # steps of a collection that hold nothing but deaths
-HASHED_AT_ONCE = 1024  # rows whose messages are made together
+HASHED_AT_ONCE = 32 << 20  # bytes of vectors that are hashed together
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,9 @@ def rows_root(segment: Segment) -> bytes:
 
 def segment_digests(segment: Segment) -> np.ndarray:
     """The digest of every row of a segment that has any, uint8 `[n, 32]`."""
-    starts = range(0, len(segment), HASHED_AT_ONCE)
-    return np.concatenate([row_digests(segment_messages(segment, start, start + HASHED_AT_ONCE)) for start in starts])
+    step = max(1, HASHED_AT_ONCE // (segment.spec.dim * segment.spec.numpy_dtype.itemsize))
+    starts = range(0, len(segment), step)
+    return np.concatenate([row_digests(segment_messages(segment, start, start + step)) for start in starts])
 
 
 def segment_messages(segment: Segment, start: int, stop: int) -> Messages:
