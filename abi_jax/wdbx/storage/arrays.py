@@ -15,11 +15,18 @@ from abi_jax.wdbx.errors import DamagedError
 logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in str(record.msg))
 
 
+class _Lent(np.ndarray):
+    """An array that Orbax need not copy before it writes: nobody changes it meanwhile, since `save` waits."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> "_Lent":
+        return self
+
+
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes `arrays` by name as an Orbax step: zarr, not compressed, not in one OCDBT file, a chunk an array."""
     saving = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     with ocp.Checkpointer(saving) as checkpointer:
-        checkpointer.save(folder, args=ocp.args.PyTreeSave(dict(arrays)))
+        checkpointer.save(folder, args=ocp.args.PyTreeSave({name: each.view(_Lent) for name, each in arrays.items()}))
 
 
 def open_arrays(folder: Path) -> dict[str, np.ndarray]:

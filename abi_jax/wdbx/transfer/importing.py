@@ -4,7 +4,7 @@ docs/wdbx-format.md, "Operations", import.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -43,10 +43,13 @@ class Steps:
     def write(self, source: str, rows: list[Checked]) -> None:
         """Writes a step of rows. Raises `InputError` where an id is there twice and may not be."""
         ids, vectors, metadata = _joined(self.spec, rows)
-        ids, kept = self._once(source, ids)
-        if kept is not None:
-            vectors, metadata = vectors[kept], metadata.take(pa.array(kept)) if self.spec.schema else metadata
-        arrays, _, _ = segment_arrays(self.spec, ids, vectors, np.zeros(len(ids), np.int64), metadata)
+        arrays = self._arrays(ids, vectors, metadata)
+        if _twice(self.spec, arrays):
+            kept = self._once(source, ids)
+            del arrays
+            ids = ids[kept] if isinstance(ids, np.ndarray) else ids.take(pa.array(kept))
+            metadata = metadata.take(pa.array(kept)) if self.spec.schema else metadata
+            arrays = self._arrays(ids, vectors[kept], metadata)
         number = self.storage.next_step(reserve=True)
         self._numbers.append(number)
         made = write_rows(self.storage, number, self.spec, arrays)
@@ -59,25 +62,18 @@ class Steps:
                 self.replaced[each.segment.number] = np.union1d(before, again)
         self.written.append(made)
 
-    def _once(self, source: str, ids: pa.Array | np.ndarray) -> tuple[Any, np.ndarray | None]:
-        """Ids without those that come again later, and the rows of what is left; None for all rows."""
-        as_array = pa.array(ids) if isinstance(ids, np.ndarray) else ids
-        if isinstance(ids, np.ndarray):
-            once = len(ids) < 2 or bool((np.diff(np.sort(ids)) != 0).all())
-        else:
-            once = (
-                len(ids) < 2 or pc.all(pc.less(ids[:-1], ids[1:])).as_py() or pc.count_distinct(ids).as_py() == len(ids)
-            )
-        if once:
-            return ids, None
-        table = pa.table({"id": as_array, "row": np.arange(len(ids))})
+    def _arrays(self, ids: pa.Array | np.ndarray, vectors: np.ndarray, metadata: pa.Table) -> dict[str, np.ndarray]:
+        return segment_arrays(self.spec, ids, vectors, np.zeros(len(ids), np.int64), metadata)[0]
+
+    def _once(self, source: str, ids: pa.Array | np.ndarray) -> np.ndarray:
+        """The last row of each id. Raises `InputError` with an id that is there twice, where none may be."""
+        table = pa.table({"id": pa.array(ids) if isinstance(ids, np.ndarray) else ids, "row": np.arange(len(ids))})
         if self.duplicates == "error":
             counted = table.group_by("id").aggregate([("row", "count"), ("row", "max")])
             twice = counted.filter(pc.greater(counted["row_count"], 1))
             again = twice["id"][int(np.argmin(np.asarray(twice["row_max"])))].as_py()
             raise InputError(f"{source}: id {again!r} comes twice; {_HINT}")
-        kept = np.sort(np.asarray(table.group_by("id").aggregate([("row", "max")])["row_max"]))
-        return (ids[kept] if isinstance(ids, np.ndarray) else ids.take(pa.array(kept))), kept
+        return np.sort(np.asarray(table.group_by("id").aggregate([("row", "max")])["row_max"]))
 
     def done(self) -> None:
         """The steps are the store's: or garbage, where nothing names them."""
@@ -92,6 +88,16 @@ class Steps:
 
 
 _HINT = 'expected each id once, or duplicates="last" to keep the last row of each'
+
+
+def _twice(spec: CollectionSpec, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether an id of a step, whose ids are sorted, is there twice."""
+    if spec.ids == "int":
+        return bool((arrays["ids"][1:] == arrays["ids"][:-1]).any())
+    ends = arrays["id_ends"].astype(np.int64)
+    parts = [pa.py_buffer(np.concatenate([[0], ends])), pa.py_buffer(arrays["id_bytes"])]
+    texts = pa.Array.from_buffers(pa.large_binary(), len(ends), [None, *parts])
+    return bool(pc.any(pc.equal(texts[1:], texts[:-1])).as_py())
 
 
 def _joined(spec: CollectionSpec, rows: list[Checked]) -> tuple[pa.Array | np.ndarray, np.ndarray, pa.Table]:
