@@ -23,7 +23,7 @@ from abi_jax.wdbx.search.threads import shares
 HASH, BLOCK = 32, 64  # bytes
 MOST = 64 * 1024  # bytes of a message, padded: of longer ones hashlib's call costs nothing
 PAD = 0x80
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 WORDS, BYTES = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
 VOID = ir.VoidType()
 
@@ -160,7 +160,7 @@ def _lay_out(module: Any) -> Any:
     def put(source: Any, count: Any) -> None:
         at = builder.load(place)
         pointers = [_pointer(builder, each, I8) for each in (at, source)]
-        _call(builder, "llvm.memcpy.p0.p0.i64", VOID, *pointers, count, ir.Constant(I1, 0))
+        _call(builder, "memcpy", I8.as_pointer(), *pointers, count)
         builder.store(builder.add(at, count), place)
 
     with _each(builder, _number(0), builder.mul(num_parts, _number(3)), 3) as part:
@@ -171,8 +171,7 @@ def _lay_out(module: Any) -> Any:
         begin, end = (_element(builder, ends, builder.add(row, _number(i))) for i in range(2))
         put(builder.add(start, begin), builder.sub(end, begin))
     behind = _pointer(builder, builder.add(buffer, size), I8)
-    nothing = ir.Constant(I8, 0), builder.sub(room, size), ir.Constant(I1, 0)
-    _call(builder, "llvm.memset.p0.i64", VOID, behind, *nothing)
+    _call(builder, "memset", I8.as_pointer(), behind, ir.Constant(I32, 0), builder.sub(room, size))
     builder.store(ir.Constant(I8, PAD), behind)
     bits = builder.bswap(builder.mul(size, _number(8)))
     builder.store(bits, _pointer(builder, builder.sub(builder.add(buffer, room), _number(8)), I64))
