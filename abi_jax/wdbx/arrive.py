@@ -3,7 +3,7 @@
 docs/wdbx-format.md, "Operations", import.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -72,11 +72,12 @@ def arrive(
     number: int,
     steps: Sequence[Written],
     replaced: Mapping[int, np.ndarray],
-) -> tuple[Sealed, int]:
-    """Makes the rows of steps those of a new version of collection `number`; what is in force then, and the version.
+    in_force: Callable[[Sealed], None],
+) -> None:
+    """Makes the rows of steps those of a new version of collection `number`.
 
-    replaced: rows of steps that later ones have again, by the number of the step. Nobody may seal meanwhile. Raises
-    what the storage raises; then nothing has changed.
+    in_force: told what is in force, as soon as it is. replaced: rows of steps that later ones have again, by the
+    number of the step. Nobody may seal meanwhile. Raises what the storage raises; then nothing has changed.
     """
     collection = contents.collections[number]
     deaths = dict(replaced)
@@ -91,7 +92,7 @@ def arrive(
         husk = husk[0], _save(storage, husk[0], {"deaths": pairs}, collection.spec)
     try:
         with commits.paused():
-            return _commit(storage, contents, commits, before, number, steps, deaths, husk)
+            _commit(storage, contents, commits, before, number, steps, deaths, husk, in_force)
     finally:
         if husk is not None:
             storage.reserved.discard(husk[0])
@@ -106,7 +107,8 @@ def _commit(
     steps: Sequence[Written],
     deaths: dict[int, np.ndarray],
     husk: tuple[int, dict[str, str]] | None,
-) -> tuple[Sealed, int]:
+    in_force: Callable[[Sealed], None],
+) -> None:
     collection = contents.collections[number]
     if collection.dropped:
         raise WdbxError(f"collection {collection.spec.name!r} was dropped while rows were imported into it")
@@ -133,8 +135,9 @@ def _commit(
     contents.arrivals[version] = Arrival(segments, deaths)
     said = {"version": manifest.version, "hash": made.digest.hex(), "why": "import"}
     rows = sum(map(len, segments))
-    try:
-        commits.commit(Draft(Kind.SEAL, number, rows, canonical(said)))
-    finally:
-        contents.arrivals.pop(version, None)
-    return made, version
+    with commits.must_finish("an import"):
+        try:
+            commits.commit(Draft(Kind.SEAL, number, rows, canonical(said)))
+        finally:
+            contents.arrivals.pop(version, None)
+        in_force(made)

@@ -98,8 +98,9 @@ class Database(Store):
 
     def rotate(self, key: KeySource) -> None:
         """Wraps every data key with another master key, which opens the store from here on. Touches no data."""
-        self._writing()
-        ring_of(self.storage).rotate(read_master(key))
+        master = read_master(key)
+        with self._writing().paused():
+            ring_of(self.storage).rotate(master)
 
     def erase_tenant(self, tenant: str) -> int:
         """Takes all keys of a tenant away: what it wrote is noise from here on, in every copy of the files, too.

@@ -74,29 +74,31 @@ def seal(
     commits: Commits,
     before: Sealed,
     horizon: Callable[[Collection], int],
+    in_force: Callable[[Sealed], None],
     everything: bool = False,
-) -> Sealed:
-    """Seals all up to the version of now. Returns what is in force then: `before`, where nothing was new.
+) -> None:
+    """Seals all up to the version of now, if anything is new.
 
-    horizon: the first version of a collection that must stay readable. everything: makes one segment of each
-    collection. Raises what the storage raises; then nothing has changed but that a log file may have been begun.
+    horizon: the first version of a collection that must stay readable; called while commits pause. in_force: told
+    what is in force, as soon as it is. everything: makes one segment of each collection. Raises what the storage
+    raises; then nothing has changed but that a log file may have been begun.
     """
     with commits.paused():
         if not (everything or is_new(contents, before)):
-            return before
+            return
         plan = _plan(contents, commits.position, horizon, everything)
         _roll(storage, store, commits, before)
     manifest, steps = _write(storage, store, plan, before)
     data = manifest.encode(storage.ring)
     made = Sealed(manifest, manifest_hash(data))
     storage.put(manifest_name(manifest.version, made.digest), data)
-    with commits.paused():
+    with commits.paused(), commits.must_finish("sealing"):
         said = {"version": manifest.version, "hash": made.digest.hex(), "why": "compact" if everything else "seal"}
         commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))
+        in_force(made)
         for step in steps:
             _swap(step)
         contents.heads = [head for head in contents.heads if head.version > manifest.version]
-    return made
 
 
 def is_new(contents: Contents, before: Sealed) -> bool:
@@ -136,8 +138,15 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
     at = commits.position
     sealed = 0 if before.manifest is None else before.manifest.version
     head = LogHead(store, at.epoch, at.version + 1, at.link, sealed, before.digest)
-    if storage.put_new(f"log/{head.name}", head.encode()):
-        commits.go_on_in(storage.append_to(f"log/{head.name}"), LOG_HEAD.size, f"log/{head.name}")
+    name = f"log/{head.name}"
+    there = storage.read(name) is not None
+    try:
+        if storage.put_new(name, head.encode()):
+            commits.go_on_in(storage.append_to(name), LOG_HEAD.size, name)
+    except BaseException as error:
+        if not there and storage.read(name) is not None:  # what is written to the file before it would not count
+            commits.give_up(f"{name} was begun and could not be gone on in: {error!r}")
+        raise
 
 
 def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:

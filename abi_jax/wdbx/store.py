@@ -12,7 +12,7 @@ from abi_jax.errors import InputError
 from abi_jax.wdbx.arrive import arrive
 from abi_jax.wdbx.background import Background
 from abi_jax.wdbx.collect import collect, collect_at_close
-from abi_jax.wdbx.contents import Collection, Contents
+from abi_jax.wdbx.contents import Contents
 from abi_jax.wdbx.create import create_store, refuse_other_folder
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import RecordSeals
@@ -209,7 +209,20 @@ class Store:
 
     def _seal(self, everything: bool = False) -> None:
         commits, store, contents = self._writing(), self._loaded.store, self._contents
-        self._sealed = seal(self.storage, store, contents, commits, self._sealed, self._horizon, everything)
+        since = self._horizons()
+        seal(
+            self.storage,
+            store,
+            contents,
+            commits,
+            self._sealed,
+            lambda each: since.get(each.number, 0),
+            self._put_in_force,
+            everything,
+        )
+
+    def _put_in_force(self, sealed: Sealed) -> None:
+        self._sealed = sealed
 
     def take_in(self, number: int, source: Any, columns: Columns, duplicates: str, progress: bool) -> int:
         """Imports rows into collection `number`; see `CollectionHandle.import_`."""
@@ -225,8 +238,15 @@ class Store:
                 with self._sealing:
                     self._seal()
                     contents, before = self._contents, self._sealed
-                    self._sealed, _ = arrive(
-                        self.storage, contents, commits, before, number, steps.written, steps.replaced
+                    arrive(
+                        self.storage,
+                        contents,
+                        commits,
+                        before,
+                        number,
+                        steps.written,
+                        steps.replaced,
+                        self._put_in_force,
                     )
         finally:
             steps.done()
@@ -236,12 +256,18 @@ class Store:
         """Makes few segments of each collection, and takes away what can no longer be read."""
         self.seal(everything=True)
 
-    def _horizon(self, collection: Collection) -> int:
-        retention = self._retention if collection.retention is None else collection.retention
-        late = int((time() - retention) * 1e6)
-        kept = version_at(late, self._contents, self.storage, self._sealed.manifest)
-        pins = (pin.version for pin in held(self.storage))
-        return oldest_needed(kept, pins, self._contents.tags.values())
+    def _horizons(self) -> dict[int, int]:
+        """The first version of each collection that must stay readable. It may take a while: history is read."""
+        now, pins = time(), [pin.version for pin in held(self.storage)]
+        kept: dict[float, int] = {}
+        made = {}
+        for number, each in list(self._contents.collections.items()):
+            retention = self._retention if each.retention is None else each.retention
+            if retention not in kept:
+                late = int((now - retention) * 1e6)
+                kept[retention] = version_at(late, self._contents, self.storage, self._sealed.manifest)
+            made[number] = oldest_needed(kept[retention], pins, list(self._contents.tags.values()))
+        return made
 
     def close(self) -> None:
         """Lets the store go; another process may write to it then."""

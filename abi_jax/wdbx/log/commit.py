@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from time import time_ns
 from typing import Any, Protocol
 
+from abi_jax.errors import InputError
 from abi_jax.lineage_digest import HASH
 from abi_jax.wdbx.errors import FencedError, WdbxError
-from abi_jax.wdbx.log.record import Head, Kind, Record, payload_digest
+from abi_jax.wdbx.log.record import LONGEST, Head, Kind, Record, payload_digest
 from abi_jax.wdbx.storage.operations import LogFile
 
 SMALL = 1 << 16  # bytes that are quicker copied into one piece than written in several
+LONGEST_DRAFT = LONGEST - 64  # what encryption adds must fit, too
+UNCERTAIN = "a write was interrupted, and whether it is a version is known when the store is opened again"
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,31 @@ class Commits:
         self._fence = fence
         self._queue: deque[_Waiting] = deque()
         self._writing = threading.RLock()
+        self._pausing = 0  # the thread that lets nobody else commit
+        self._uncertain = False  # whether what was begun is a version
         self._broken = ""
         self._fenced = ""
 
     def commit(self, draft: Draft) -> tuple[int, Any]:
         """Makes `draft` a version; returns its number, and what applying it returned, when it is durable.
 
-        Raises `WdbxError` where it cannot be written: then it is no version, and the next one may be.
+        Raises `WdbxError` where it cannot be written: then it is no version, and the next one may be. What is committed
+        while `paused`, by the thread that has others wait, is the very next version.
         """
+        if len(draft.payload) > LONGEST_DRAFT:
+            raise InputError(f"{len(draft.payload)} bytes in one write; expected at most {LONGEST_DRAFT}: use import_")
         mine = _Waiting(draft)
-        self._queue.append(mine)
-        with self._writing:
-            if not mine.done:
-                group = [self._queue.popleft() for _ in range(len(self._queue))]
-                self._write(group)
+        if self._pausing == threading.get_ident():
+            self._write([mine])
+        else:
+            self._queue.append(mine)
+            with self._writing:
+                if not mine.done:
+                    self._write([self._queue.popleft() for _ in range(len(self._queue))])
         if mine.error is not None:
             raise mine.error
+        if not mine.done:
+            raise WdbxError(UNCERTAIN)
         return mine.version, mine.result
 
     @contextlib.contextmanager
@@ -112,7 +124,26 @@ class Commits:
         """Lets nobody else commit while the block runs. Raises `WdbxError` where nothing can be written any more."""
         with self._writing:
             self.check()
+            before, self._pausing = self._pausing, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._pausing = before
+
+    @contextlib.contextmanager
+    def must_finish(self, what: str) -> Iterator[None]:
+        """Lets nothing be written any more where the block makes a version and then fails. Only while `paused`."""
+        before = self.position.version
+        try:
             yield
+        except BaseException as error:
+            if self._uncertain or self.position.version != before:
+                self.give_up(f"{what} was interrupted: {error!r}")
+            raise
+
+    def give_up(self, why: str) -> None:
+        """Lets nothing be written any more."""
+        self._broken = self._broken or why
 
     def go_on_in(self, log: LogFile, size: int, name: str) -> None:
         """Writes to another file from here on. Only while `paused`."""
@@ -139,21 +170,27 @@ class Commits:
             self.check()
             records = self._records([each.draft for each in group])
             self._append([part for record in records for part in record.parts])
-        except Exception as error:
+            last = records[-1].head
+            self.position = Position(last.version, last.link, last.time, last.epoch)
+            self._uncertain = False
+        except BaseException as error:
             if self._seals is not None:
                 self._seals.failed()
             for each in group:
-                each.done, each.error = True, error
+                each.done, each.error = True, error if isinstance(error, Exception) else WdbxError(UNCERTAIN)
+            if not isinstance(error, Exception):
+                raise
             return
-        last = records[-1].head
-        self.position = Position(last.version, last.link, last.time, last.epoch)
         for each, record in zip(group, records, strict=True):
-            each.done, each.version = True, record.head.version
+            each.version = record.head.version
             try:
                 each.result = self._apply(Record(record.head, each.draft.payload))
-            except Exception as error:
+            except BaseException as error:
+                self.give_up(f"version {record.head.version} was written and could not be applied: {error!r}")
+                if not isinstance(error, Exception):
+                    raise
                 each.error = error
-                self._broken = f"version {record.head.version} was written and could not be applied: {error}"
+            each.done = True
 
     def _records(self, drafts: list[Draft]) -> list[Record]:
         at = self.position
@@ -185,10 +222,16 @@ class Commits:
     @property
     def certain(self) -> bool:
         """Whether what is on disk is what was acknowledged: nothing failed half-way, and nobody else writes."""
-        return not self._fenced and not self._broken
+        return not self._fenced and not self._broken and not self._uncertain
 
     def check(self) -> None:
         """Raises where nothing can be written any more: `FencedError` where another process writes to the store."""
+        self._check_fence()
+        broken = self._broken or (UNCERTAIN if self._uncertain else "")
+        if broken:
+            raise WdbxError(f"nothing can be written: {broken}; open the store again")
+
+    def _check_fence(self) -> None:
         if not self._fenced:
             try:
                 self._fence()
@@ -196,17 +239,17 @@ class Commits:
                 self._fenced = str(error)
         if self._fenced:
             raise FencedError(self._fenced)
-        if self._broken:
-            raise WdbxError(f"nothing can be written: {self._broken}; open the store again")
 
     def _append(self, parts: list[bytes]) -> None:
         self.check()
         size = sum(map(len, parts))
+        self._uncertain = True
         try:
             self._log.append(*([b"".join(parts)] if size < SMALL else parts))
         except OSError as error:
             try:
                 self._log.truncate(self.size)
+                self._uncertain = False
             except OSError as second:
                 self._broken = f"the log could not be cut off where a write had failed: {second.strerror}"
             raise WdbxError(f"nothing was written: {error.strerror}") from error
@@ -219,4 +262,4 @@ class Commits:
                 f"{self._broken}; whether this was written is known when the store is opened again"
             ) from error
         self.size += size
-        self.check()
+        self._check_fence()
