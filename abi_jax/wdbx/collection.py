@@ -193,7 +193,7 @@ class CollectionHandle:
         view = self.view(at).with_recall(recall)
         words = Words(fields, bm25 or Bm25(), fusion or Fusion())
         answer = ask(view, self.encoder, vectors, text, top_k, where, mode, words)
-        return (answer, view.explain(where)) if explain else answer
+        return (answer, view.explain(where, top_k)) if explain else answer
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists, for queries with a recall below 1."""

@@ -161,6 +161,8 @@ class View:
         if self.spec.ids != "int":
             raise InputError(f"collection {self.spec.name} has ids of type {self.spec.ids}; expected int")
         found = self._found(queries, top_k, where)
+        if not found:
+            return np.zeros((0, top_k), np.int64), np.zeros((0, top_k), np.float32)
         ids, scores = np.full((len(found), top_k), -1, np.int64), np.full((len(found), top_k), np.nan, np.float32)
         counts = [len(each.rows) for each in found]
         parts, rows = np.concatenate([each.parts for each in found]), np.concatenate([each.rows for each in found])
@@ -181,12 +183,12 @@ class View:
             return self.mesh(self.spec, self._mesh_parts(self.allowed(where)), self.spec.metric, checked, top_k)
         return search(self._parts(where), self.spec.metric, checked, top_k, self.recall)
 
-    def explain(self, where: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def explain(self, where: Mapping[str, Any] | None = None, top_k: int = 10) -> list[dict[str, Any]]:
         """How the segments and the tail would be searched, and why: see `search.plan.Plan`."""
         names = [*(f"segment {each.number}" for each in self.segments), "tail"]
         return [
             {"part": name, **asdict(plan)}
-            for name, plan in zip(names, explain(self._parts(where), self.recall), strict=True)
+            for name, plan in zip(names, explain(self._parts(where), self.recall, top_k), strict=True)
         ]
 
     def with_recall(self, recall: float) -> "View":

@@ -19,6 +19,7 @@ ROWS_AT_ONCE = 1 << 14  # of a type that is turned into float32 first
 ROUNDING = 2.0**-20  # of what float32 makes of a score, relative to lengths
 INFLATED = np.float32(1.0001)  # errors are computed in float32 themselves
 LARGEST = 32767
+SMALLEST = np.float64(1e-300)
 NAMELESS = np.zeros(0, np.int32)
 
 
@@ -110,11 +111,12 @@ class CodesMaker:
         shares(end - begin, fill)
         unit = length if self._metric == "cosine" else np.float32(1)
         double = np.float32(2 if self._metric == "l2" else 1)
-        self._scale[begin:end] *= double / unit
+        scaled = self._scale[begin:end].astype(np.float64) * double / np.maximum(unit, SMALLEST)
+        self._scale[begin:end] = np.minimum(scaled, np.finfo(np.float32).max)
         if self._metric == "l2":
             self._offset[begin:end] = -np.square(length)
         error = np.zeros(-(-end // TILE) * TILE - begin // TILE * TILE, np.float32)
-        error[begin % TILE :][: end - begin] = left / unit * double * INFLATED
+        error[begin % TILE :][: end - begin] = np.minimum(left / np.maximum(unit, SMALLEST), 1e30) * double * INFLATED
         tiles = self._error[begin // TILE : -(-end // TILE)]
         np.maximum(tiles, error.reshape(-1, TILE).max(axis=1, initial=0), out=tiles)
         self._longest = max(self._longest, 1.0 if self._metric == "cosine" else float(length.max(initial=0)))
@@ -146,7 +148,7 @@ class QueryCodes:
         """What a score may be off besides the error of the rows, float32 `[B]`."""
         double = 2 if self.metric == "l2" else 1
         made = double * longest * (self.left + ROUNDING * self.arrays.lengths)
-        return (made + (ROUNDING * longest**2 if self.metric == "l2" else 0)).astype(np.float32)
+        return (made + (ROUNDING * (longest**2 + self.squares) if self.metric == "l2" else 0)).astype(np.float32)
 
 
 def make_query_codes(metric: str, queries: np.ndarray) -> QueryCodes:

@@ -48,6 +48,7 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, 
 
     recall: of the best rows, how many are to be found on average; 1: all, for certain.
     """
+    top_k = max(1, min(top_k, sum(len(each.vectors) for each in parts)))
     if _few_rows(parts):
         every = [flat.Part(each.vectors, each.norms(), _mask(each)) for each in parts]
         return flat.search(every, metric, queries, top_k)
@@ -61,14 +62,14 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, 
     return [replace(each, parts=numbers[each.parts]) for each in found]
 
 
-def explain(parts: Sequence[Part], recall: float) -> "list[Plan]":
+def explain(parts: Sequence[Part], recall: float, top_k: int) -> "list[Plan]":
     """How each part would be searched, and why."""
     from abi_jax.wdbx.search.plan import Plan, choose
 
     if _few_rows(parts):
         why = f"fewer than {FEW_ROWS} rows in all" if compiled() else "numba is not installed"
         return [Plan("flat", len(each.vectors), len(each.vectors), 0, why) for each in parts]
-    return [choose(_coded(each, recall), recall) for each in parts]
+    return [choose(_coded(each, recall), recall, top_k) for each in parts]
 
 
 def _few_rows(parts: Sequence[Part]) -> bool:

@@ -35,7 +35,7 @@ def row_norms(vectors: np.ndarray) -> np.ndarray:
     """Norms of rows, float32 `[n]`."""
     made = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), ROWS_AT_ONCE):
-        block = vectors[start : start + ROWS_AT_ONCE].astype(np.float32)
+        block = vectors[start : start + ROWS_AT_ONCE].astype(np.float64)  # squares of what is tiny are not 0 there
         made[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("nd,nd->n", block, block))
     return made
 

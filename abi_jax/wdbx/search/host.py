@@ -28,6 +28,7 @@ from abi_jax.wdbx.search.threads import run, shares, workers
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
 SHARE = 1 << 21  # products that are worth a thread
+AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them
 QUERIES_OF_A_SHARE = 32  # that are worth a thread where exact scores are computed
 NOTHING = np.zeros(0, np.int32)
 NOWHERE = np.zeros(0, np.int64)
@@ -54,9 +55,12 @@ def search(
 
     recall: of the best rows, how many are to be found on average; 1: all, for certain.
     """
+    if len(queries) > AT_ONCE:
+        some = [queries[start : start + AT_ONCE] for start in range(0, len(queries), AT_ONCE)]
+        return [found for each in some for found in search(parts, metric, each, top_k, recall)]
     coded = make_query_codes(metric, queries)
     search_ = _Search(parts, coded if recall >= 1 else _likely(coded), top_k)
-    plans = [choose(part, recall) for part in parts]
+    plans = [choose(part, recall, top_k) for part in parts]
     for number in sorted(range(len(parts)), key=lambda i: -plans[i].rows):
         part, plan = parts[number], plans[number]
         if plan.way == "ivf" and part.lists is not None:
@@ -166,7 +170,7 @@ class _Search:
                     sizes,
                     exact,
                 )
-            best(metric, self.top_k, first, last, squares, rows, exact, counts, scores)
+            best(metric, self.top_k, first, last, rows, exact, counts, scores)
 
         shares(count, work, QUERIES_OF_A_SHARE)
         return [self._found(rows[q, :found], scores[q, :found]) for q, found in enumerate(counts.tolist())]

@@ -3,6 +3,7 @@
 How many these must be for an asked recall is measured when lists are made, on rows that ask for their neighbours.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -24,19 +25,24 @@ ITERATIONS = 6
 class Lists:
     """Centroids float32 `[L, D]`; `order` int32 `[n]`, rows by list; `ends` int64 `[L + 1]`, where lists begin and end.
 
-    ranks: float64, ascending: for neighbours of rows, how many lists were nearer to the row than the neighbour's.
+    ranks: by how many neighbours rows asked for; float64, ascending: for each of these, how many lists were nearer to
+    the row than the neighbour's.
     """
 
     metric: str
     centroids: np.ndarray
     order: np.ndarray
     ends: np.ndarray
-    ranks: np.ndarray
+    ranks: Mapping[int, np.ndarray]
 
-    def enough(self, recall: float) -> int:
-        """How many lists hold that share of neighbours; a little more, since it was measured on a sample."""
+    def enough(self, recall: float, top_k: int) -> int | None:
+        """How many lists hold that share of `top_k` neighbours, and a few more; None where nobody asked for as many."""
+        of = min((each for each in self.ranks if each >= top_k), default=None)
+        if of is None:
+            return None
+        ranks = self.ranks[of]
         share = recall + CAREFUL * (1 - recall)
-        return int(self.ranks[ceil(share * (len(self.ranks) - 1))]) + 1
+        return int(ranks[ceil(share * (len(ranks) - 1))]) + 1
 
     def rows_in(self, nearest: int) -> int:
         """About how many rows are in so many lists."""
@@ -107,7 +113,7 @@ def make_lists(metric: str, vectors: np.ndarray, codes: Codes, count: int, seed:
         lists = lists[codes.inverse]
     order = np.argsort(lists, kind="stable").astype(np.int32)
     ends = np.searchsorted(lists[order], np.arange(count + 1)).astype(np.int64)
-    return Lists(metric, centroids, order, ends, np.zeros(0))
+    return Lists(metric, centroids, order, ends, {})
 
 
 def _assign(metric: str, codes: np.ndarray, scale: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,14 @@ below it can be left out.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from abi_jax.wdbx.search.compile import njit
 from abi_jax.wdbx.search.simd import dots_2x2, dots_2x4, dots_4x1
 
 TILE = 128  # rows whose error is bounded together, and that are multiplied before they are looked at
 GROUP = 4  # queries that are multiplied together
 OVERFLOW = -1
+TINIEST = 1e-35  # of a row's largest number: what is smaller has no code that float32 can scale
 CLOSE = 2.0**-21  # scores that float32 may not tell apart: ties are broken by id
 
 
@@ -326,14 +327,14 @@ def rank(first, last, rows, bounds, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
-def similarity(metric, vector, query, square):  # type: ignore[no-untyped-def]
-    """Exact score, float64: q.x, q.x / |x|, or |q|^2 - |q - x|^2 (`metric` 0, 1, 2; `square` is |q|^2)."""
+def similarity(metric, vector, query):  # type: ignore[no-untyped-def]
+    """Exact score, float64: q.x, q.x / |x|, or -|q - x|^2 (`metric` 0, 1, 2)."""
     made = 0.0
     if metric == 2:
         for j in range(query.size):
             difference = np.float64(vector[j]) - query[j]
             made += difference * difference
-        return square - made
+        return -made
     for j in range(query.size):
         made += np.float64(vector[j]) * query[j]
     if metric == 1:
@@ -364,10 +365,10 @@ def rescore(  # type: ignore[no-untyped-def]
             if row < 0 or row >= vectors.shape[0]:
                 continue
             if sizes[query] == top_k:
-                least = heaps[query, 0]
+                least = heaps[query, 0] + (squares[query] if metric == 2 else 0.0)
                 if bounds[query, i] < least - CLOSE * (abs(least) + squares[query]):
                     break
-            score = similarity(metric, vectors[row], queries[query], squares[query])
+            score = similarity(metric, vectors[row], queries[query])
             exact[query, i] = score
             if sizes[query] < top_k:
                 push(heaps[query], sizes[query], score)
@@ -377,7 +378,7 @@ def rescore(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-def best(metric, top_k, first, last, squares, rows, exact, counts, scores):  # type: ignore[no-untyped-def]
+def best(metric, top_k, first, last, rows, exact, counts, scores):  # type: ignore[no-untyped-def]
     """Leaves of each query's rows the best `top_k`, best first, and those that tie with the last; scores: float32.
 
     exact: as `rescore` leaves it, NaN where there is no score.
@@ -386,7 +387,7 @@ def best(metric, top_k, first, last, squares, rows, exact, counts, scores):  # t
         scored = 0
         for i in range(counts[query]):
             if not np.isnan(exact[query, i]):
-                score = squares[query] - exact[query, i] if metric == 2 else exact[query, i]
+                score = -exact[query, i] if metric == 2 else exact[query, i]
                 rows[query, scored] = rows[query, i]
                 scores[query, scored] = -score if metric == 2 else score
                 scored += 1
@@ -501,7 +502,7 @@ def encode(vectors, codes, scale, left, length):  # type: ignore[no-untyped-def]
         top = np.float32(0)
         for j in range(dim):
             top = max(top, abs(vectors[r, j]))
-        step = top / np.float32(127) if top > 0 else np.float32(1)
+        step = top / np.float32(127) if top > TINIEST else np.float32(1)  # what is smaller is all left
         inverse = np.float32(1) / step
         rest, square = 0.0, 0.0
         for j in range(dim):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 FEW = 8  # where only one row of so many may be found, these are looked at one by one
 WORTH_LISTS = 20_000  # rows: fewer are scanned in no more time
+MOST_ALLOWED = 0.9  # of all rows: where a filter leaves fewer, the nearest lists may have none of them
 MOST = 0.4  # of all rows: where lists hold more than that, a scan of all rows in order is quicker
 DEVIATIONS = 3.5  # of the error of codes, which is sure to be less only up to sqrt(D) deviations
 
@@ -30,8 +31,8 @@ class Plan:
     why: str
 
 
-def choose(part: "CodedPart", recall: float) -> Plan:
-    """The plan for a part."""
+def choose(part: "CodedPart", recall: float, top_k: int) -> Plan:
+    """The plan for a part, of which `top_k` rows are asked for."""
     count = len(part.codes)
     allowed = count if part.allowed is None else int(np.count_nonzero(part.allowed))
     if part.allowed is not None and allowed * FEW < count:
@@ -41,9 +42,12 @@ def choose(part: "CodedPart", recall: float) -> Plan:
     if part.lists is None:
         why = f"lists are worth it from {WORTH_LISTS} rows" if count < WORTH_LISTS else "there are no lists yet"
         return Plan("quantised", count, count, 0, why)
-    nearest = part.lists.enough(recall)
-    if allowed < count:
-        nearest = min(len(part.lists.centroids), -(-nearest * count // max(1, allowed)))
+    nearest = part.lists.enough(recall, top_k)
+    if nearest is None:
+        return Plan("quantised", count, count, 0, f"{top_k} rows are more than lists were measured with")
+    if allowed < MOST_ALLOWED * count:
+        why = f"{allowed} of {count} rows may be found, and perhaps not in the nearest lists"
+        return Plan("quantised", count, count, 0, why)
     looked_at = part.lists.rows_in(nearest)
     if looked_at > MOST * count:
         return Plan("quantised", count, count, 0, f"{nearest} lists of {len(part.lists.centroids)} hold most rows")

@@ -81,3 +81,44 @@ def test_more_asked_for_than_there_are(tmp_path: Path) -> None:
         assert c.query([1, 0]) == []
         c.upsert(["b", "a"], [[1, 0], [1, 0]])
         assert [(hit.id, hit.score) for hit in c.view().search([[1, 0]])[0]] == [("a", 1.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize("rows", [4, 3000])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_rows_that_are_tiny_hide_no_others(metric: str, rows: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(rows, 4)).astype(np.float32)
+    vectors[1] *= np.float32(1e-23)
+    vectors[2] *= np.float32(1e-42)
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 4, metric, ids="int")
+        c.upsert(np.arange(rows), vectors)
+        for query in rng.normal(size=(10, 4)).astype(np.float32):
+            scores = naive(metric, query, vectors)
+            keys = (scores if metric == "l2" else -scores).astype(np.float32)
+            best = np.lexsort((np.arange(rows), keys))[:3]
+            assert [hit.id for hit in c.query(query, 3)] == best.tolist()
+
+
+@pytest.mark.parametrize("rows", [2000, 2100])
+def test_distances_far_from_the_origin_keep_their_digits(rows: int, tmp_path: Path) -> None:
+    """Seconds since 1970 in one place, small numbers in the others: what |q|^2 - 2 q.x + |x|^2 would lose."""
+    rng = np.random.default_rng(2)
+    vectors = np.concatenate([np.full((rows, 1), 1.7e9), rng.normal(size=(rows, 2))], axis=1).astype(np.float32)
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 3, "l2", ids="int")
+        c.upsert(np.arange(rows), vectors)
+        query = vectors[5] + np.float32([0, 0.01, 0])
+        scores = naive("l2", query, vectors)
+        best = np.argsort(scores, kind="stable")[:5]
+        hits = c.query(query, 5)
+        assert [hit.id for hit in hits] == best.tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], scores[best], rtol=1e-6)
+
+
+def test_more_than_there_is_memory_for(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 2, "ip", ids="int")
+        c.upsert(np.arange(2100), np.ones((2100, 2)))
+        assert len(c.query([1, 0], 10**9)) == 2100
+        assert c.view().search_arrays(np.zeros((0, 2)), 3)[0].shape == (0, 3)

@@ -68,14 +68,26 @@ def test_rows_that_a_filter_leaves_are_looked_at_one_by_one(store: wdbx.Database
     assert hits == c.query(query, 30, {"shelf": 17})
 
 
-def test_there_are_as_many_answers_as_match(store: wdbx.Database) -> None:
-    """More are asked for than the nearest lists hold."""
+def test_what_a_filter_leaves_far_away_is_found(store: wdbx.Database) -> None:
+    """Half of the rows, none of which are near: the nearest lists have nothing to offer."""
     c = store.collection("clustered")
     query = clustered(np.random.default_rng(5), 1)[0]
-    hits, plan = c.query(query, 5000, {"shelf": {"$lt": 250}}, recall=0.8, explain=True)
-    assert plan[0]["way"] == "ivf"
-    assert len(hits) == 5000
-    assert {hit.metadata["shelf"] for hit in hits} <= set(range(250))
+    near = {hit.id for hit in c.query(query, 2000)}
+    wanted = {"shelf": {"$lt": 500}}
+    hits, plan = c.query(query, TOP_K, wanted, recall=0.9, explain=True)
+    assert plan[0]["way"] == "quantised"
+    assert {hit.id for hit in hits} <= near
+    same = {hit.id for hit in hits} & {hit.id for hit in c.query(query, TOP_K, wanted)}
+    assert len(same) >= TOP_K - 1
+
+
+@pytest.mark.parametrize("top_k", [50, 400])
+def test_recall_holds_for_more_than_were_measured(store: wdbx.Database, top_k: int) -> None:
+    c = store.collection("clustered")
+    queries = clustered(np.random.default_rng(8), 50)
+    exact, found = c.query(queries, top_k), c.query(queries, top_k, recall=0.9)
+    same = [len({a.id for a in x} & {b.id for b in y}) / top_k for x, y in zip(exact, found, strict=True)]
+    assert np.mean(same) >= 0.9
 
 
 def test_deletes_and_new_rows_count_at_once(store: wdbx.Database, tmp_path: Path) -> None:
