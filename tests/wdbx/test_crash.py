@@ -36,10 +36,18 @@ class Story:
         for self.batches in (3, 1):
             with contextlib.suppress(OSError, InputError):
                 self.db = Database(LocalStorage(self.root, self.operations), background=False, **self.options)
+                self._look()
                 self._write()
             with contextlib.suppress(OSError, InputError):
                 if self.db is not None:
                     self.db.close()
+
+    def _look(self) -> None:
+        """What is there is known again: a write that failed is, or is not."""
+        assert self.db is not None
+        self.now = self._held(self.db)
+        assert self.now in self.possible
+        self.possible = [self.now]
 
     def _write(self) -> None:
         assert self.db is not None

@@ -108,7 +108,7 @@ def test_distances_far_from_the_origin_keep_their_digits(rows: int, tmp_path: Pa
     with wdbx.open(tmp_path / "store") as db:
         c = db.create_collection("c", 3, "l2", ids="int")
         c.upsert(np.arange(rows), vectors)
-        query = vectors[5] + np.float32([0, 0.01, 0])
+        query = vectors[5] + np.array([0, 0.01, 0], np.float32)
         scores = naive("l2", query, vectors)
         best = np.argsort(scores, kind="stable")[:5]
         hits = c.query(query, 5)
