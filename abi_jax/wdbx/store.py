@@ -231,7 +231,7 @@ class Store:
         try:
             rows = stream(steps, open_source(source, spec, columns), progress)
         except BaseException:
-            steps.give_up()
+            steps.give_up(commits.check)
             raise
         try:
             if rows:

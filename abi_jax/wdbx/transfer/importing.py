@@ -4,7 +4,7 @@ docs/wdbx-format.md, "Operations", import.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.arrive import Written, shared_rows, write_rows
+from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.ids import text_column
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.segment import segment_arrays
@@ -79,10 +80,15 @@ class Steps:
         """The steps are the store's: or garbage, where nothing names them."""
         self.storage.reserved -= set(self._numbers)
 
-    def give_up(self) -> None:
-        """Takes away what was written. What cannot be taken away is garbage."""
+    def give_up(self, check: Callable[[], None]) -> None:
+        """Takes away what was written. What cannot be taken away is garbage.
+
+        check: raises `WdbxError` where this process no longer writes to the store. Then the next writer may have taken
+        the steps for garbage, and have steps of its own by their numbers: nothing is taken away.
+        """
         for number in self._numbers:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, WdbxError):
+                check()
                 self.storage.delete(step_name(number))
         self.done()
 

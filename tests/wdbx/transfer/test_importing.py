@@ -1,13 +1,18 @@
 """Imports: all rows or none, in one version, whatever is written beside them."""
 
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
+from abi_jax.wdbx.database import Database
+from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.transfer import importing
 
 ROWS, DIM = 700, 4
@@ -123,3 +128,31 @@ def test_snapshots_stay(tmp_path: Path) -> None:
                 assert again["c"].get("a")[0].vector.tolist() == [1] * DIM  # type: ignore[union-attr]
         with pytest.raises(InputError, match="no collection 'c' at version"):
             db.snapshot().collection("c")
+
+
+def test_another_writer_has_taken_the_store_over(tmp_path: Path, small_steps: None) -> None:
+    """An import that fails takes nothing away then: steps of the next writer have the numbers of its own."""
+    store = tmp_path / "store"
+    x = vectors()
+    with Database(LocalStorage(store), background=False) as db:
+        db.create_collection("c", DIM)
+        after: list[Database] = []
+
+        def rows() -> Iterator[dict[str, object]]:
+            for i in range(ROWS):
+                yield {"id": str(i), "vector": x[i]}
+            until = monotonic() + 10
+            while {"00000001", "00000002"} - set(os.listdir(store / "segments")) and monotonic() < until:
+                sleep(0.01)
+            (store / "lock").unlink()
+            after.append(Database(LocalStorage(store), background=False))
+            after[0].collection("c").upsert(["later"], x[:1])
+            after[0].seal()
+            yield {"id": "bad", "vector": x[0, :2]}
+
+        with pytest.raises(InputError, match="the rows: "):
+            db.collection("c").import_(rows())
+    with after[0]:
+        assert after[0].verify() == []
+    with wdbx.open(store) as db:
+        assert db.collection("c").ids() == ["later"]
