@@ -17,7 +17,7 @@ from abi_jax.wdbx.create import create_store, refuse_other_folder
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import RecordSeals
 from abi_jax.wdbx.crypto.signatures import check_signer
-from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.history import history_head
 from abi_jax.wdbx.load import STORE_FILE, Loaded, load, load_while_written, open_ring, read_about
@@ -169,7 +169,17 @@ class Store:
     def _writing(self) -> Commits:
         if self._commits is None:
             raise WdbxError(f'{self.storage} is open for reading (or closed); expected mode="a" to write')
+        if self._forked:
+            raise FencedError(
+                f"{self.storage} was opened by another process, of which this is a fork; expected to be opened in the "
+                "process that writes to it"
+            )
         return self._commits
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a fork of the process that writes: it may have locks that nobody in it will ever release."""
+        return self._lock is not None and not self._lock.own
 
     def commit(
         self, kind: Kind, collection: int, rows: int, payload: bytes, tenant: str | None = None
@@ -273,10 +283,10 @@ class Store:
         """Lets the store go; another process may write to it then."""
         closed = False
         try:
-            if self._background is not None:
+            if self._background is not None and not self._forked:
                 self._background.stop()
-                self._background = None
-            if self._commits is not None:
+            self._background = None
+            if self._commits is not None and not self._forked:
                 with contextlib.suppress(OSError, InputError):  # the log has it all
                     if self._unsealed() > SEAL_AT_CLOSE:
                         self.seal()

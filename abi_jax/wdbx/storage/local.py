@@ -27,15 +27,17 @@ PIN_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class PinFile:
-    """A pin that is held: its file, locked."""
+    """A pin that is held: its file, locked. process: whose it is; a fork has it, too, and it is not the fork's."""
 
     path: Path
     file: IO[bytes]
+    process: int
 
     def release(self) -> None:
-        """Lets go of it."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        """Lets go of it; in a fork, of the fork's hold on it alone."""
+        if self.process == os.getpid():
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
         self.file.close()
 
 
@@ -43,17 +45,26 @@ class PinFile:
 class WriterLock:
     """The file `lock`, locked: a line for its owner, behind one for each that did not close the store.
 
-    size: bytes of it before the owner's line.
+    size: bytes of it before the owner's line. process: the owner; a fork has the file, too, and must not write.
     """
 
     file: IO[str]
     size: int
+    process: int
+
+    @property
+    def own(self) -> bool:
+        """Whether it is this process's, and not that of one that this one was forked from."""
+        return self.process == os.getpid()
 
     def release(self, closed: bool = False, began: bool = True) -> None:
         """Lets go of it. closed: the store is as its file `head` says; began: a log was begun."""
-        with contextlib.suppress(OSError):
-            if closed or not began:
-                self.file.truncate(0 if closed else self.size)
+        if self.own:
+            with contextlib.suppress(OSError):
+                if closed or not began:
+                    self.file.truncate(0 if closed else self.size)
+            with contextlib.suppress(OSError, ValueError):
+                fcntl.flock(self.file, fcntl.LOCK_UN)  # else it lasts until every fork is gone
         self.file.close()
 
 
@@ -245,14 +256,19 @@ class LocalStorage:
                     'open it with mode="r", or close the other'
                 )
             sleep(PATIENCE / 10)
-        lock = WriterLock(file, os.fstat(file.fileno()).st_size)
+        lock = WriterLock(file, os.fstat(file.fileno()).st_size, os.getpid())
         file.write(f"process {os.getpid()}\n")
         file.flush()
         self.operations.sync(path)
         return lock
 
     def holds(self, lock: WriterLock) -> bool:
-        """Whether what `lock` returned still keeps others from writing: its file is still the one by that name."""
+        """Whether what `lock` returned still keeps others from writing: its file is still the one by that name.
+
+        Never in a fork of the process that locked it.
+        """
+        if not lock.own:
+            return False
         try:
             there, own = os.stat(self.root / "lock"), os.fstat(lock.file.fileno())
         except (OSError, ValueError):
@@ -278,7 +294,7 @@ class LocalStorage:
                     file.write(data)
                     file.flush()
                     partial.rename(path)
-                    return PinFile(path, file)
+                    return PinFile(path, file, os.getpid())
                 except FileNotFoundError:
                     raise
                 except OSError:
