@@ -31,8 +31,7 @@ class Background:
     def written(self) -> None:
         """Tells that a version was written."""
         self._last = monotonic()
-        if self._pending() >= SEAL_BYTES or not self._woken.is_set():
-            self._woken.set()
+        self._woken.set()
 
     def stop(self) -> None:
         """Ends the thread; waits for a sealing that is going on."""

@@ -71,12 +71,11 @@ class Contents:
         self.tags: dict[str, int] = {}
         self.heads: list[Head] = []
         self.arrivals: dict[int, Arrival] = {}  # of versions that are about to be written
-        self.details: dict[int, dict[str, Any]] = {}  # of versions that changed no rows: what they said
         self.parents: dict[int, list[dict[str, Any]]] = {}  # links of model checkpoints, by version
 
     def named(self) -> dict[str, Collection]:
         """Collections that have not been dropped, by name."""
-        return {each.spec.name: each for each in self.collections.values() if not each.dropped}
+        return {each.spec.name: each for each in list(self.collections.values()) if not each.dropped}
 
     def apply(self, record: Record) -> Any:
         """Does what a record says. Returns the number of rows that an upsert replaced or a delete found."""
@@ -133,7 +132,6 @@ class Contents:
             said: dict[str, Any] = json.loads(record.payload) if record.payload else {}
         except ValueError:
             raise DamagedError(f"version {record.head.version} does not say what it did") from None
-        self.details[record.head.version] = said
         return said
 
     def _collection(self, head: Head) -> Collection:

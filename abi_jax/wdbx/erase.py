@@ -37,6 +37,7 @@ def erase_tenant(ring: Keyring, contents: Contents, commits: Commits, seals: Rec
         except BaseException:
             seals.erased -= set(mine)
             raise
+        seals.forget(tenant)
         try:
             ring.drop(keys)
         except OSError as error:

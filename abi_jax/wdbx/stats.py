@@ -55,7 +55,9 @@ def measure(
     """The statistics of a store that is open."""
     files = sum(storage.size(name) for name in storage.all_names("") if name not in FOLDERS)
     sizes = {"store": files} | {folder: storage.size(folder) for folder in FOLDERS}
-    found = tuple(_collection(each, contents.version) for each in contents.collections.values() if not each.dropped)
+    found = tuple(
+        _collection(each, contents.version) for each in list(contents.collections.values()) if not each.dropped
+    )
     return Stats(contents.version, manifest, found, sizes, unsealed, dict(contents.tags), tuple(sorted(pins)), sealing)
 
 

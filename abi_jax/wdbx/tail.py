@@ -77,7 +77,9 @@ class Tail:
             row = self._rows.get(each, -1)
             if 0 <= row < count and self.born[row] <= version < self.died[row]:
                 rows[i] = row
-        missing = {each: i for i, each in enumerate(ids) if rows[i] < 0}
+        missing: dict[Any, list[int]] = {}
+        for i in np.flatnonzero(rows < 0).tolist():
+            missing.setdefault(ids[i], []).append(i)
         if missing and version < self._newest(count):  # an older row of the id may have been alive then
             for row in np.flatnonzero(self.alive(count, version)).tolist():
                 if self.ids[row] in missing:

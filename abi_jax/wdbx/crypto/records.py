@@ -1,5 +1,6 @@
 """Payloads of records, encrypted: each opens at its own version and under its own head alone. And signed links."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from cryptography.exceptions import InvalidTag
@@ -15,6 +16,7 @@ from abi_jax.wdbx.log.record import Flag, Head, Kind, Record
 TAG = 16
 LONGEST = (1 << 31) - 1  # bytes that are encrypted at once
 NONCE = (0xFFFFFFFF).to_bytes(4, "little")
+TO_COLLECTIONS = frozenset({Kind.UPSERT, Kind.DELETE, Kind.DROP, Kind.SETTINGS})  # that are there
 PLAIN = frozenset({Kind.SEAL})  # says what whoever has no key needs to verify
 
 
@@ -24,18 +26,37 @@ class RecordSeals:
     Every tenant has a data key in every file, made when it is first needed.
     """
 
-    def __init__(self, store: bytes, ring: Keyring | None, signer: Ed25519PrivateKey | None, log: str) -> None:
-        """log: the file's name. ring, signer: None where records are not encrypted, or not signed."""
+    def __init__(
+        self,
+        store: bytes,
+        ring: Keyring | None,
+        signer: Ed25519PrivateKey | None,
+        log: str,
+        dropped: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """log: the file's name. ring, signer: None where records are not encrypted, or not signed.
+
+        dropped: whether a collection was.
+        """
         self._store = store
         self._ring = ring
         self._signer = signer
         self._log = log
         self._keys: dict[str, int] = {}
+        self._dropped = dropped
+        self._dropping: set[int] = set()  # by drafts that may be written together with the next
         self.erased: set[int] = set()  # collections to which nothing is written any more
 
     def refused(self, draft: Draft) -> Exception | None:
         """Why a draft can no longer be written, None where it can."""
-        return WdbxError(f"collection {draft.collection} was erased") if draft.collection in self.erased else None
+        number = draft.collection
+        if number in self.erased:
+            return WdbxError(f"collection {number} was erased")
+        if draft.kind in TO_COLLECTIONS and (number in self._dropping or self._dropped(number)):
+            return WdbxError(f"collection {number} was dropped; expected one that is there")
+        if draft.kind is Kind.DROP:
+            self._dropping.add(number)
+        return None
 
     def begin(self, log: str) -> None:
         """Goes on in another log file."""
@@ -44,6 +65,11 @@ class RecordSeals:
     def failed(self) -> None:
         """What was sealed last was not written: its version will be another one, which needs another key."""
         self._keys = {}
+        self._dropping = set()
+
+    def forget(self, tenant: str) -> None:
+        """Uses a tenant's key no more: it was taken away."""
+        self._keys.pop(tenant, None)
 
     def seal(self, head: Head, draft: Draft) -> tuple[Head, bytes]:
         """A head with flags, data key and length, and the payload as it is stored."""
