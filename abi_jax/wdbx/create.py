@@ -40,8 +40,9 @@ def create_store(storage: LocalStorage, master: MasterKey | None, signer: Ed2551
 def refuse_other_folder(storage: LocalStorage) -> None:
     """Raises `InputError` where a new store would be made in a folder that holds something else."""
     with contextlib.suppress(FileNotFoundError):
-        if storage.root.is_file():
-            raise InputError(f"{storage} is a file; expected a WDBX store, or a path where none is yet")
+        for path in (storage.root, *storage.root.parents):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is a file; expected a WDBX store, or a path where none is yet")
         strange = [name for name in storage.names("") if name not in KNOWN]
         if strange:
             raise InputError(f"{storage} is not empty and not a WDBX store: it has {strange[0]}; expected another path")

@@ -30,13 +30,13 @@ from abi_jax.wdbx.proof.form import Proof
 from abi_jax.wdbx.proof.make import prove
 from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.snapshot import Snapshot
-from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, make_spec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text, make_spec
 from abi_jax.wdbx.stats import Stats, measure
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.store import RETENTION, Store
 from abi_jax.wdbx.transfer.backup import Copied, copy_store
 from abi_jax.wdbx.verify import verify
-from abi_jax.wdbx.versions import At, resolve
+from abi_jax.wdbx.versions import At
 from abi_jax.wdbx.view import View
 
 if TYPE_CHECKING:
@@ -139,27 +139,30 @@ class Database(Store):
     def view(self, number: int, at: At = None) -> View:
         """Collection `number` at a version, a tag or a time (now)."""
         collection = self._contents.collections[number]
-        version = resolve(at, self._contents, self.storage, self._sealed.manifest)
+        version = self.resolve(at)
+        rows = collection.rows  # before the horizon is looked at: sealing moves that, and then takes rows away
         if collection.erased:
             raise InputError(f"collection {number} was erased at version {collection.erased}")
-        if version < collection.created or (collection.dropped and version >= collection.dropped):
+        if not self._has(collection, version):
             raise InputError(f"collection {collection.spec.name!r} was not there at version {version}")
         if version < collection.horizon:
             raise InputError(f"version {version} is no longer kept; expected {collection.horizon} or later")
-        rows = collection.rows
         return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count, self.mesh)
 
     def views(self, at: At = None) -> dict[str, View]:
         """All collections that were there at a version and can still be read, by name."""
         version = self.resolve(at)
-        return {
-            each.spec.name: self.view(each.number, version)
-            for each in self._contents.collections.values()
-            if not each.erased
-            and each.created <= version
-            and not (each.dropped and version >= each.dropped)
-            and version >= each.horizon
-        }
+        made = {}
+        for each in list(self._contents.collections.values()):
+            if self._has(each, version):
+                with contextlib.suppress(InputError):  # it is no longer kept
+                    made[each.spec.name] = self.view(each.number, version)
+        return made
+
+    def _has(self, collection: Collection, version: int) -> bool:
+        """Whether a collection was there at a version, and has not been erased since."""
+        there = collection.created <= version and not (collection.dropped and version >= collection.dropped)
+        return there and not collection.erased
 
     def snapshot(self) -> Snapshot:
         """Everything as it is now, for as long as it is wanted: see `at`."""
@@ -177,11 +180,20 @@ class Database(Store):
             raise
 
     def tag(self, name: str, version: At = None) -> None:
-        """Gives a version (the last) a name."""
+        """Gives a version (the last) a name, by which it is kept. Raises `InputError` where it no longer is."""
         if not isinstance(name, str) or not name:
             raise InputError(f"tag {name!r}: expected a text")
-        found = resolve(version, self._contents, self.storage, self._sealed.manifest)
-        self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": found}))
+        check_text(name, f"tag {name!r}")
+        waiting = contextlib.nullcontext() if version is None else self._sealing  # which may take the version away
+        with waiting, self._writing().paused():
+            found = self.resolve(version)
+            for each in list(self._contents.collections.values()):
+                if self._has(each, found) and found < each.horizon:
+                    raise InputError(
+                        f"version {found} of collection {each.spec.name!r} is no longer kept; "
+                        f"expected {each.horizon} or later"
+                    )
+            self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": found}))
 
     def log(self) -> Iterator[dict[str, Any]]:
         """All versions, newest first: number, time, kind, collection, rows, link; `parents` of one that has any."""
@@ -208,11 +220,11 @@ class Database(Store):
 
     def link(self, at: At = None) -> str:
         """The link of a version, a tag or a time (now): 64 digits, which a model's chain may name as a parent."""
-        return self.head(resolve(at, self._contents, self.storage, self._sealed.manifest)).link.hex()
+        return self.head(self.resolve(at)).link.hex()
 
     def prove(self, number: int, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
         """A proof of what collection `number` has of an id; see `CollectionHandle.prove`."""
-        version = resolve(at, self._contents, self.storage, self._sealed.manifest)
+        version = self.resolve(at)
         for _ in range(ATTEMPTS):
             with contextlib.suppress(DamagedError), self._sealing:
                 return prove(self, number, id_, version, to)
@@ -224,7 +236,7 @@ class Database(Store):
 
         sign_with: an Ed25519 key, or the file of one in PEM.
         """
-        head = self.head(resolve(at, self._contents, self.storage, self._sealed.manifest))
+        head = self.head(self.resolve(at))
         return make_receipt(about_hash(self.storage), head.version, head.link.hex(), head.time, sign_with)
 
     def link_model(self, source: Chain | Path | str, step: int | None = None) -> int:
@@ -290,9 +302,11 @@ def open_store(
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
     signer = None if sign_with is None else signing_key(sign_with)
-    made = Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)
-    if mesh is not None:
+    searched = None
+    if mesh is not None:  # before the store is locked, since it may be none
         from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
 
-        made.mesh = on_mesh(mesh)
+        searched = on_mesh(mesh)
+    made = Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)
+    made.mesh = searched
     return made

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text
 
 LARGEST = 1e15  # of a vector's numbers: their squares are added in float32
+MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
 Ids = np.ndarray | list[str]  # int64 [n], or texts
 
 
@@ -64,10 +65,7 @@ def make_ids(spec: CollectionSpec, ids: Iterable[Any], unique: bool = True, firs
         raise InputError(f"id {again!r} comes twice in one batch; expected each id once")
     if wanted is str:
         for each in given:
-            try:
-                each.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"id {each!r} is not valid Unicode") from None
+            check_text(each, f"id {each!r}")
         return given
     try:
         return np.array(given, np.int64)
@@ -187,7 +185,7 @@ def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:
             made = values if values.type == field.type else values.cast(field.type)
         else:
             made = pa.array(values, field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except MISFITS as error:
         at, value = _misfit(values, field.type)
         raise InputError(
             f"field {field.name!r} of row {at + first} is {value!r}; expected {field.type}: {error}"
@@ -202,7 +200,7 @@ def _misfit(values: Any, kind: pa.DataType) -> tuple[int, Any]:
     for at, value in enumerate(given):
         try:
             pa.array([value], kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        except MISFITS:
             return at, value
     return 0, given[0] if given else None
 

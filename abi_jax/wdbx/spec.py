@@ -113,7 +113,16 @@ def make_spec(
     fields = tuple((_field_name(field), _field_type(field, kind)) for field, kind in (schema or {}).items())
     if not isinstance(encoder, str):
         raise InputError(f"the encoder's name {encoder!r}: expected a text")
+    check_text(encoder, f"the encoder's name {encoder!r}")
     return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields, encoder, tenant)
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises `InputError` where a text has halves of characters, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} is not valid Unicode") from None
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -131,6 +140,7 @@ def _field_name(name: Any) -> str:
         raise InputError(
             f"field {name!r}: expected a name that does not begin with '$' and is none of {', '.join(RESERVED)}"
         )
+    check_text(name, f"field {name!r}")
     return name
 
 

@@ -63,6 +63,7 @@ class Store:
         self._pin: PinFile | None = None
         self._read: Loaded | None = None  # at the last refresh
         self._began = False  # to change what is stored
+        self._closed = False
         self._commits: Commits | None = None
         self._background: Background | None = None
         self._retention = retention
@@ -83,7 +84,12 @@ class Store:
             raise
 
     def refresh(self) -> int:
-        """Reads what was written since a store was opened for reading; the last version."""
+        """Reads what was written since a store was opened for reading; the last version.
+
+        Raises `WdbxError` where it has been closed.
+        """
+        if self._closed:
+            raise WdbxError(f"{self.storage} is closed; expected a store that is open")
         if self.mode == "r":
             looking = hold(self.storage, EVERYTHING)
             try:
@@ -128,6 +134,7 @@ class Store:
         check_signer(self.storage, self._signer, read_about(self.storage)["public_keys"])
         if self._lock is None:
             self._lock = self.storage.lock()
+            self.storage.make()  # a copy may lack folders that are empty
         self._loaded = load(self.storage)
         self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
         self._begin_log(self._loaded)
@@ -158,7 +165,11 @@ class Store:
         position = Position(contents.version, contents.link, contents.time, epoch)
         assert self._lock is not None
         fence = Fence(self.storage, self._lock, epoch)
-        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, f"log/{head.name}")
+
+        def dropped(number: int) -> bool:
+            return number in contents.collections and contents.collections[number].dropped > 0
+
+        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, f"log/{head.name}", dropped)
         self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check, self._seals)
         self._witness(closed=False)
 
@@ -188,6 +199,8 @@ class Store:
         if tenant is None:
             there = self._contents.collections.get(collection)
             tenant = there.spec.tenant if there else ""
+            if there and there.dropped and not there.erased:
+                raise WdbxError(f"collection {there.spec.name!r} was dropped at version {there.dropped}")
         made = self._writing().commit(Draft(kind, collection, rows, payload, tenant))
         if self._background is not None:
             self._background.written()
@@ -281,7 +294,7 @@ class Store:
 
     def close(self) -> None:
         """Lets the store go; another process may write to it then."""
-        closed = False
+        self._closed, closed = True, False
         try:
             if self._background is not None and not self._forked:
                 self._background.stop()

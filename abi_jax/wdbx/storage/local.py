@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -84,13 +84,13 @@ class LocalStorage:
     """
 
     def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
-        self.root = root
+        self.root = root.absolute()  # wherever this process goes
         self.operations = operations or FileOperations()
         self.ring: Keyring | None = None
         self.reserved: set[int] = set()  # steps of imports that go on
         self._numbering = threading.Lock()
         self._last_step = 0
-        self._saving: set[str] = set()  # steps that are being written: what their names begin with meanwhile
+        self._saving: set[str] = set()  # what names of what is being written begin with meanwhile
 
     def __str__(self) -> str:
         return str(self.root)
@@ -109,7 +109,7 @@ class LocalStorage:
         """The content of a file; None where there is none."""
         try:
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_log(self, name: str) -> bytes | None:
@@ -140,7 +140,7 @@ class LocalStorage:
         return [name for name in self.all_names(folder) if not name.startswith(PARTIAL)]
 
     def partial(self) -> list[str]:
-        """Names of everything that was begun and not finished."""
+        """Names of everything that was begun and not finished, but what is being written."""
         return [
             f"{folder}/{name}".lstrip("/")
             for folder in ("", *FOLDERS)
@@ -157,26 +157,28 @@ class LocalStorage:
     def put(self, name: str, data: bytes) -> None:
         """Writes a file, or replaces it: whole and durable, or not at all."""
         path, partial = self._paths(name)
-        try:
-            self.operations.create(partial, data)
-            self.operations.sync(partial)
-            self.operations.rename(partial, path)
-        except OSError:
-            self._forget(partial)
-            raise
+        with self._writing(partial):
+            try:
+                self.operations.create(partial, data)
+                self.operations.sync(partial)
+                self.operations.rename(partial, path)
+            except OSError:
+                self._forget(partial)
+                raise
         self.operations.sync_folder(path.parent)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Writes a file that is not there, whole and durable. False where there is one, which stays."""
         path, partial = self._paths(name)
-        try:
-            self.operations.create(partial, data)
-            self.operations.sync(partial)
-            self.operations.link(partial, path)
-        except FileExistsError:
-            return False
-        finally:
-            self._forget(partial)
+        with self._writing(partial):
+            try:
+                self.operations.create(partial, data)
+                self.operations.sync(partial)
+                self.operations.link(partial, path)
+            except FileExistsError:
+                return False
+            finally:
+                self._forget(partial)
         self.operations.sync_folder(path.parent)
         return True
 
@@ -188,8 +190,9 @@ class LocalStorage:
         """Takes a file or a folder away, if it is there. A folder is gone at once, whatever happens then."""
         path, partial = self._paths(name)
         if path.is_dir():
-            self.operations.rename(path, partial)
-            self.operations.remove_tree(partial)
+            with self._writing(partial):
+                self.operations.rename(path, partial)
+                self.operations.remove_tree(partial)
         else:
             self.operations.remove(path)
 
@@ -204,19 +207,17 @@ class LocalStorage:
         path, partial = self._paths(name)
         if self.ring is not None:
             arrays = seal_step(self.ring, name, arrays, tenant)
-        self._saving.add(partial.name)
-        try:
-            self.operations.save_arrays(partial, arrays)
-            for file in sorted(partial.rglob("*")):
-                (self.operations.sync_folder if file.is_dir() else self.operations.sync)(file)
-            self.operations.sync_folder(partial)
-            self.operations.rename(partial, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.operations.remove_tree(partial)
-            raise
-        finally:
-            self._saving.discard(partial.name)
+        with self._writing(partial):
+            try:
+                self.operations.save_arrays(partial, arrays)
+                for file in sorted(partial.rglob("*")):
+                    (self.operations.sync_folder if file.is_dir() else self.operations.sync)(file)
+                self.operations.sync_folder(partial)
+                self.operations.rename(partial, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.operations.remove_tree(partial)
+                raise
         self.operations.sync_folder(path.parent)
 
     def next_step(self, reserve: bool = False) -> int:
@@ -287,6 +288,8 @@ class LocalStorage:
         """Writes a pin that says `data`; it is held until it is released. None where nothing can be written."""
         for _ in range(PIN_ATTEMPTS):
             path, partial = self._paths(f"pins/{uuid4().hex}")
+            with contextlib.suppress(OSError):  # a copy may lack folders that are empty
+                self.operations.make_folder(path.parent)
             with contextlib.suppress(FileNotFoundError):  # it was taken for what a crash left
                 try:
                     file = partial.open("xb")
@@ -316,6 +319,15 @@ class LocalStorage:
     def _paths(self, name: str) -> tuple[Path, Path]:
         path = self.root / name
         return path, path.with_name(f"{PARTIAL}{uuid4().hex}")
+
+    @contextlib.contextmanager
+    def _writing(self, partial: Path) -> Iterator[None]:
+        """Nothing in this process takes `partial` for what was left while the block runs."""
+        self._saving.add(partial.name)
+        try:
+            yield
+        finally:
+            self._saving.discard(partial.name)
 
     def _forget(self, partial: Path) -> None:
         with contextlib.suppress(OSError):
