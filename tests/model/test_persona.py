@@ -235,7 +235,7 @@ def test_the_factored_mask_is_the_dense_mask_in_values_and_gradients(backend: Ca
 
     results = jax.jit(lambda a: [jax.grad(partial(loss, f), has_aux=True)(a) for f in (factored, dense)])(arrays)
     for a, b in zip(*(jax.tree.leaves(result) for result in results), strict=True):
-        assert difference(a, b) < 1e-4
+        assert difference(a, b) < 1e-4 * max(1.0, float(np.abs(b).max()))
         assert np.abs(b).max() > 1e-2
 
 
@@ -387,12 +387,20 @@ def test_writing_a_new_persona_leaves_the_others_to_the_last_bit(name: str, dtyp
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @DTYPES
-def test_more_rows_leave_every_persona_to_the_last_bit(name: str, dtype: DTypeLike) -> None:
+def test_more_rows_leave_the_rows_and_what_they_say(name: str, dtype: DTypeLike) -> None:
+    """The rows bit by bit; logits to rounding, for XLA sums 4 and 9 rows in another order on some processors."""
     config, params = trained(name)
     before = logits(config, params, spoken(ROWS, MIXED), dtype)
     wider, grown = widen(config, params, 9, jax.random.key(5))
-    w = np.pad(MIXED, [(0, 0), (0, 5)])
-    assert difference(logits(wider, grown, spoken(ROWS, w), dtype), before) == 0
+    _, weights = describe(partial(Decoder, config))
+
+    def kept(weight: Weight, was: jax.Array, now: jax.Array) -> bool:
+        rows = [slice(PERSONAS if axis == "persona" else None) for axis in weight.axes]
+        return np.array_equal(was, now[tuple(rows)])
+
+    assert all(jax.tree.leaves(jax.tree.map(kept, weights, params, grown, is_leaf=lambda x: isinstance(x, Weight))))
+    after = logits(wider, grown, spoken(ROWS, np.pad(MIXED, [(0, 0), (0, 5)])), dtype)
+    assert difference(after, before) <= 4 * jnp.finfo(dtype).eps * np.abs(before).max()
 
 
 # --- hard reading rules --------------------------------------------------------------------------------
