@@ -8,10 +8,11 @@ import numpy as np
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.encoder import Encoder, encode
+from abi_jax.wdbx.given import check_top_k
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion
 from abi_jax.wdbx.text.search import fused_hits, text_fields
-from abi_jax.wdbx.view import Hit, View, check_top_k
+from abi_jax.wdbx.view import Hit, View
 
 QUERY_MODES = ("vector", "keyword", "hybrid")
 
@@ -40,7 +41,7 @@ def ask(
     asked: a vector `[dim]`, several `[B, dim]`, a text or a list of texts. text: words beside vectors; in their place,
     what an encoder makes vectors of.
     """
-    check_top_k(top_k)
+    top_k = check_top_k(top_k)
     if mode not in QUERY_MODES:
         raise InputError(f"mode {mode!r}: expected one of {', '.join(QUERY_MODES)}")
     if _is_text(asked):

@@ -15,6 +15,7 @@ from abi_jax.errors import InputError
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.database import Database, open_store
 from abi_jax.wdbx.encoder import Encoder, dimension
+from abi_jax.wdbx.given import whole
 from abi_jax.wdbx.spec import DOCUMENT, make_spec
 from abi_jax.wdbx.transfer.infer import infer_value
 from abi_jax.wdbx.versions import At
@@ -75,7 +76,7 @@ class Client:
         dim = len(first[VECTOR]) if hasattr(first.get(VECTOR), "__len__") else None
         if dim is None and self._encoder is None:
             raise InputError(f"record 0 has {VECTOR!r} {first.get(VECTOR)!r:.60}; expected a list of numbers")
-        ids = "int" if isinstance(first[ID], int) and not isinstance(first[ID], bool) else "str"
+        ids = "str" if whole(first[ID]) is None else "int"
         encoder = self._encoder if dim is None or DOCUMENT in schema else None
         if encoder is not None:
             schema[DOCUMENT] = "str"

@@ -138,6 +138,7 @@ def _scalar(field: str, kind: pa.DataType, value: Any) -> pa.Scalar:
 
 def _value(field: str, kind: pa.DataType, value: Any) -> Any:
     """`value`, where it is of the field's type; whole numbers are numbers, but nothing else is turned into anything."""
+    value = value.item() if isinstance(value, np.number | np.bool_) else value
     fits = {
         pa.types.is_string: isinstance(value, str),
         pa.types.is_int64: isinstance(value, int) and not isinstance(value, bool),

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.given import whole
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text
 
 LARGEST = 1e15  # of a vector's numbers: their squares are added in float32
@@ -50,20 +51,22 @@ def make_rows(
 
 def make_ids(spec: CollectionSpec, ids: Iterable[Any], unique: bool = True, first: int = 0) -> Ids:
     """Ids of the collection's type; `unique`: refuses the same twice. first: the number of the first, for errors."""
-    if isinstance(ids, str | bytes):
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise InputError(f"ids {ids!r}: expected a list of them")
     given = ids.tolist() if isinstance(ids, np.ndarray | pa.Array | pa.ChunkedArray) else list(ids)
-    wanted = str if spec.ids == "str" else int
+    told, given = given, given if spec.ids == "str" else [whole(each) for each in given]
     for at, each in enumerate(given):
-        if not isinstance(each, wanted) or isinstance(each, bool):
-            raise InputError(f"id {each!r} (number {at + first}): collection {spec.name} has ids of type {spec.ids}")
+        if each is None or (spec.ids == "str" and not isinstance(each, str)):
+            raise InputError(
+                f"id {told[at]!r} (number {at + first}): collection {spec.name} has ids of type {spec.ids}"
+            )
         if each == "":
             raise InputError(f"id number {at + first} is empty; expected a text of at least one character")
     if unique and len(set(given)) != len(given):
         seen: set[Any] = set()
         again = next(each for each in given if each in seen or seen.add(each))  # type: ignore[func-returns-value]
         raise InputError(f"id {again!r} comes twice in one batch; expected each id once")
-    if wanted is str:
+    if spec.ids == "str":
         for each in given:
             check_text(each, f"id {each!r}")
         return given
@@ -84,18 +87,19 @@ def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector", first
 
     first: the number of the first of them, for errors.
     """
+    many = "queries" if what == "query" else f"{what}s"
     try:
         given = np.asarray(vectors)
     except ValueError:
-        raise InputError(f"{what}s differ in length; expected each of dimension {spec.dim}") from None
+        raise InputError(f"{many} differ in length; expected each of dimension {spec.dim}") from None
     if given.ndim == 1 and given.size == 0:
         given = given.reshape(0, spec.dim)
     if given.ndim != 2 or given.shape[1] != spec.dim:
         raise InputError(
-            f"{what}s have shape {given.shape}, collection {spec.name} dimension {spec.dim}; expected (n, {spec.dim})"
+            f"{many} have shape {given.shape}, collection {spec.name} dimension {spec.dim}; expected (n, {spec.dim})"
         )
     if given.dtype.kind not in "fiuV" or (given.dtype.kind == "V" and given.dtype.name != "bfloat16"):
-        raise InputError(f"{what}s have dtype {given.dtype}; expected numbers")
+        raise InputError(f"{many} have dtype {given.dtype}; expected numbers")
     if given.dtype == np.float32 == spec.numpy_dtype:
         energy = np.einsum("nd,nd->n", given, given)
         if ((energy > 0) & (energy <= LARGEST**2)).all():

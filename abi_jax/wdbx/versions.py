@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.contents import Contents
+from abi_jax.wdbx.given import whole
 from abi_jax.wdbx.history import parse_history
 from abi_jax.wdbx.manifest import Manifest
 from abi_jax.wdbx.storage.local import LocalStorage
@@ -28,9 +29,10 @@ def resolve(at: At, contents: Contents, storage: LocalStorage, manifest: Manifes
     if isinstance(at, datetime):
         aware = at if at.tzinfo else at.replace(tzinfo=UTC)
         return version_at(int(aware.timestamp() * 1e6), contents, storage, manifest)
-    if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at <= contents.version:
+    version = whole(at)
+    if version is None or not 0 <= version <= contents.version:
         raise InputError(f"version {at!r}: expected a whole number from 0 to {contents.version}, a tag or a time")
-    return at
+    return version
 
 
 def version_at(time: int, contents: Contents, storage: LocalStorage, manifest: Manifest | None) -> int:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.filters import make_filter
+from abi_jax.wdbx.given import check_recall, check_top_k
 from abi_jax.wdbx.rows import make_ids, make_vectors
 from abi_jax.wdbx.search.engine import Part, explain, search
 from abi_jax.wdbx.search.exact import best_first
@@ -77,7 +78,8 @@ class View:
 
     def get(self, ids: Iterable[str | int] | str | int) -> list[Row | None]:
         """The rows of ids, in their order; None where there is none."""
-        wanted = make_ids(self.spec, [ids] if isinstance(ids, str | int) else ids, unique=False)
+        given = ids if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
+        wanted = make_ids(self.spec, given, unique=False)
         listed = wanted if isinstance(wanted, list) else wanted.tolist()
         where = self._find(listed)
         return [None if at is None else self._row(*at) for at in where]
@@ -177,7 +179,7 @@ class View:
         return ids, scores
 
     def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> list[Found]:
-        check_top_k(top_k)
+        top_k = check_top_k(top_k)
         checked = make_vectors(self._query_spec(), queries, "query")
         if self.mesh is not None:
             return self.mesh(self.spec, self._mesh_parts(self.allowed(where)), self.spec.metric, checked, top_k)
@@ -193,9 +195,7 @@ class View:
 
     def with_recall(self, recall: float) -> "View":
         """The same view, asked for that share of the nearest rows, on average."""
-        if not 0 < recall <= 1:
-            raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
-        return replace(self, recall=recall)
+        return replace(self, recall=check_recall(recall))
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists; how many have."""
@@ -213,8 +213,7 @@ class View:
 
         fields: of type str; `document` where none is named. The scores of several are added.
         """
-        check_top_k(top_k)
-        return keyword_search(self, text, top_k, where, fields, bm25 or Bm25())
+        return keyword_search(self, text, check_top_k(top_k), where, fields, bm25 or Bm25())
 
     def allowed(self, where: Mapping[str, Any] | None) -> list[np.ndarray]:
         """Of every segment, and of the tail, the rows that are there and pass a filter, bool."""
@@ -264,12 +263,6 @@ class View:
             for i, each in zip(at.tolist(), self._metadata(part, found.rows[at]), strict=True):
                 about[i] = each
         return [Hit(ids[i], float(found.scores[i]), about[i], about[i].pop(DOCUMENT, None)) for i in order]
-
-
-def check_top_k(top_k: Any) -> None:
-    """Raises `InputError` unless `top_k` is a whole number from 1."""
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise InputError(f"top_k {top_k!r}: expected a whole number from 1")
 
 
 def id_key(id_: str | int) -> bytes | int:

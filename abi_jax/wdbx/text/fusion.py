@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.given import whole
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -24,7 +25,7 @@ class Fusion:
     def __post_init__(self) -> None:
         if not 0 <= self.k < float("inf"):
             raise InputError(f"k {self.k!r}: expected a number from 0")
-        if not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 1:
+        if (whole(self.depth) or 0) < 1:
             raise InputError(f"depth {self.depth!r}: expected a whole number from 1")
 
 

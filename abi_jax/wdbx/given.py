@@ -1,0 +1,28 @@
+"""Numbers as people give them: Python's or NumPy's, and nothing that only looks like one."""
+
+from typing import Any
+
+import numpy as np
+
+from abi_jax.errors import InputError
+
+
+def whole(value: Any) -> int | None:
+    """A whole number as an int; None for anything else, and for True and False."""
+    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+
+
+def check_top_k(top_k: Any) -> int:
+    """`top_k` as an int. Raises `InputError` unless it is a whole number from 1."""
+    made = whole(top_k)
+    if made is None or made < 1:
+        raise InputError(f"top_k {top_k!r}: expected a whole number from 1")
+    return made
+
+
+def check_recall(recall: Any) -> float:
+    """`recall` as a float. Raises `InputError` unless it is a number above 0, up to 1."""
+    number = isinstance(recall, int | float | np.integer | np.floating) and not isinstance(recall, bool)
+    if not number or not 0 < recall <= 1:
+        raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
+    return float(recall)
