@@ -1,7 +1,8 @@
 """Whether a writer is still the one that writes. docs/wdbx-format.md, "Writers"."""
 
 from abi_jax.wdbx.errors import FencedError
-from abi_jax.wdbx.storage.local import LocalStorage, WriterLock
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.lock import WriterLock
 
 
 class Fence:

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 
 from abi_jax.wdbx.errors import DamagedError
-from abi_jax.wdbx.storage.local import LocalStorage, PinFile
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.pin_file import PinFile
 from abi_jax.wdbx.witness import checked_json, read_checked
 
 DOMAIN = "wdbx pin"

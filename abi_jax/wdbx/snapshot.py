@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.storage.local import PinFile
+from abi_jax.wdbx.storage.pin_file import PinFile
 from abi_jax.wdbx.view import View
 
 

@@ -27,7 +27,9 @@ from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import Sealed
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
 from abi_jax.wdbx.seal import is_new, seal
-from abi_jax.wdbx.storage.local import LocalStorage, PinFile, WriterLock
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.lock import WriterLock
+from abi_jax.wdbx.storage.pin_file import PinFile
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.transfer.sources import open_source

@@ -1,80 +1,24 @@
-"""A store in a folder of this machine: whole files by rename, a log that grows, a lock that ends with its process."""
+"""A store in a folder of this machine: whole files by rename, a log that grows, steps of arrays."""
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
-from typing import IO, Any
 from uuid import uuid4
 
 import numpy as np
 
 from abi_jax.wdbx.crypto.keyring import Keyring
 from abi_jax.wdbx.crypto.steps import open_step, seal_step
-from abi_jax.wdbx.errors import LockedError
 from abi_jax.wdbx.storage.arrays import open_arrays
+from abi_jax.wdbx.storage.lock import WriterLock, take, taken
 from abi_jax.wdbx.storage.operations import FileOperations, LogFile
+from abi_jax.wdbx.storage.pin_file import PinFile, read_pin, write_pin
 
 FOLDERS = ("log", "manifests", "segments", "indexes", "history", "pins")
 PARTIAL = ".tmp-"  # what such a name stands for is not finished, and means nothing
-PATIENCE = 0.1  # seconds that a writer waits for another: who only asks whether there is one holds it up no longer
 PIN_ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class PinFile:
-    """A pin that is held: its file, locked. process: whose it is; a fork has it, too, and it is not the fork's."""
-
-    path: Path
-    file: IO[bytes]
-    process: int
-
-    def release(self) -> None:
-        """Lets go of it; in a fork, of the fork's hold on it alone."""
-        if self.process == os.getpid():
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
-        self.file.close()
-
-
-@dataclass(frozen=True)
-class WriterLock:
-    """The file `lock`, locked: a line for its owner, behind one for each that did not close the store.
-
-    size: bytes of it before the owner's line. process: the owner; a fork has the file, too, and must not write.
-    """
-
-    file: IO[str]
-    size: int
-    process: int
-
-    @property
-    def own(self) -> bool:
-        """Whether it is this process's, and not that of one that this one was forked from."""
-        return self.process == os.getpid()
-
-    def release(self, closed: bool = False, began: bool = True) -> None:
-        """Lets go of it. closed: the store is as its file `head` says; began: a log was begun."""
-        if self.own:
-            with contextlib.suppress(OSError):
-                if closed or not began:
-                    self.file.truncate(0 if closed else self.size)
-            with contextlib.suppress(OSError, ValueError):
-                fcntl.flock(self.file, fcntl.LOCK_UN)  # else it lasts until every fork is gone
-        self.file.close()
-
-
-def _locked(file: IO[Any], how: int) -> bool:
-    """Locks a file, if nobody else has."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class LocalStorage:
@@ -244,45 +188,15 @@ class LocalStorage:
 
         Raises `LockedError` where another one does.
         """
-        path = self.root / "lock"
-        file = path.open("a+", encoding="utf-8")
-        until = monotonic() + PATIENCE
-        while not _locked(file, fcntl.LOCK_EX):
-            if monotonic() > until:
-                file.seek(0)
-                owner = file.read().strip().rpartition("\n")[2] or "unknown"
-                file.close()
-                raise LockedError(
-                    f"{self.root} is open for writing in another process ({owner}); expected one writer at a time: "
-                    'open it with mode="r", or close the other'
-                )
-            sleep(PATIENCE / 10)
-        lock = WriterLock(file, os.fstat(file.fileno()).st_size, os.getpid())
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        self.operations.sync(path)
-        return lock
+        return take(self.root, self.operations)
 
     def holds(self, lock: WriterLock) -> bool:
-        """Whether what `lock` returned still keeps others from writing: its file is still the one by that name.
-
-        Never in a fork of the process that locked it.
-        """
-        if not lock.own:
-            return False
-        try:
-            there, own = os.stat(self.root / "lock"), os.fstat(lock.file.fileno())
-        except (OSError, ValueError):
-            return False
-        return (there.st_ino, there.st_dev) == (own.st_ino, own.st_dev)
+        """Whether what `lock` returned still keeps others from writing; never in a fork."""
+        return lock.holds(self.root)
 
     def written(self) -> bool:
         """Whether some process has the store open for writing. One that just begins waits for the answer."""
-        try:
-            with (self.root / "lock").open("rb") as file:
-                return not _locked(file, fcntl.LOCK_SH)
-        except OSError:
-            return False
+        return taken(self.root)
 
     def pin(self, data: bytes) -> PinFile | None:
         """Writes a pin that says `data`; it is held until it is released. None where nothing can be written."""
@@ -291,30 +205,13 @@ class LocalStorage:
             with contextlib.suppress(OSError):  # a copy may lack folders that are empty
                 self.operations.make_folder(path.parent)
             with contextlib.suppress(FileNotFoundError):  # it was taken for what a crash left
-                try:
-                    file = partial.open("xb")
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    file.write(data)
-                    file.flush()
-                    partial.rename(path)
-                    return PinFile(path, file, os.getpid())
-                except FileNotFoundError:
-                    raise
-                except OSError:
-                    return None
+                return write_pin(path, partial, data)
         return None
 
     def pins(self) -> dict[str, bytes]:
         """Pins that are held, by name, and what they say; takes away those of readers that are gone."""
-        found = {}
-        for name in self.names("pins"):
-            path = self.root / "pins" / name
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if _locked(file, fcntl.LOCK_EX):
-                    path.unlink()
-                else:
-                    found[f"pins/{name}"] = file.read()
-        return found
+        held = ((name, read_pin(self.root / "pins" / name)) for name in self.names("pins"))
+        return {f"pins/{name}": said for name, said in held if said is not None}
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         path = self.root / name
