@@ -137,6 +137,8 @@ class Store:
         if self._lock is None:
             self._lock = self.storage.lock()
             self.storage.make()  # a copy may lack folders that are empty
+        if self.storage.ring is not None:
+            self.storage.ring.catch_up()  # the writer before may have changed the master key until it was locked
         self._loaded = load(self.storage)
         self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
         self._begin_log(self._loaded)
@@ -167,6 +169,8 @@ class Store:
         position = Position(contents.version, contents.link, contents.time, epoch)
         assert self._lock is not None
         fence = Fence(self.storage, self._lock, epoch)
+        if self.storage.ring is not None:
+            self.storage.ring.lease = fence.check
 
         def dropped(number: int) -> bool:
             return number in contents.collections and contents.collections[number].dropped > 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from abi_jax.wdbx.crypto.master import KEY_BYTES, MasterKey
-from abi_jax.wdbx.errors import DamagedError, WdbxError
+from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.witness import checked_json, read_checked
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ class Entry:
 
 
 class Keyring:
-    """The data keys of a store, by number. A number is never used again. Unwrapped when they are first needed."""
+    """The data keys of a store, by number. A number is never used again. Unwrapped when they are first needed.
+
+    lease: raises `FencedError` where another process writes to the store by now; asked before `keys.json` is written.
+    """
 
     def __init__(
         self, storage: "LocalStorage", store: bytes, master: MasterKey, entries: Mapping[int, Entry], following: int
@@ -51,6 +54,7 @@ class Keyring:
         self._doomed: set[int] = set()  # keys that no later keys.json has
         self._fresh: set[int] = set()  # keys whose file may not be there yet
         self._changing = threading.RLock()
+        self.lease: Callable[[], None] = lambda: None
 
     @classmethod
     def create(cls, storage: "LocalStorage", store: bytes, master: MasterKey) -> "Keyring":
@@ -79,7 +83,7 @@ class Keyring:
         there: whether what they encrypt is there already; otherwise this process is about to write it.
         """
         with self._changing:
-            self._catch_up()
+            self.catch_up()
             keys = {self._following + i: secrets.token_bytes(KEY_BYTES) for i in range(len(wanted))}
             made = {
                 number: Entry(of, tenant, self._master.wrap(keys[number]).hex())
@@ -134,7 +138,7 @@ class Keyring:
             self._doomed |= set(numbers)
             for number in self._doomed:
                 self._keys.pop(number, None)
-            self._catch_up()
+            self.catch_up()
             if self._doomed & set(self._entries):
                 self._put(self._entries, self._following)
 
@@ -147,8 +151,12 @@ class Keyring:
             return gone - self._fresh
 
     def rotate(self, master: MasterKey) -> None:
-        """Wraps every data key with another master key, and from here on uses that."""
+        """Wraps every data key with another master key, and from here on uses that.
+
+        Raises `WdbxError` where `keys.json` could not be written, and says which of the two keys opens it then.
+        """
         with self._changing:
+            self.catch_up()
             wrapped = {
                 number: Entry(entry.of, entry.tenant, master.wrap(self.key(number)).hex())
                 for number, entry in self._entries.items()
@@ -156,14 +164,52 @@ class Keyring:
             }
             if any(master.unwrap(bytes.fromhex(entry.wrapped)) != self.key(n) for n, entry in wrapped.items()):
                 raise WdbxError("the new key does not unwrap what it wrapped; nothing has changed")
-            self._put(wrapped, self._following)
+            try:
+                self._put(wrapped, self._following)
+            except OSError as error:
+                if not self._is_stored(wrapped):
+                    raise WdbxError(f"nothing has changed: {KEYS_FILE} was not written: {error.strerror}") from error
+                self._entries, self._master = wrapped, master
+                raise WdbxError(
+                    f"{KEYS_FILE} is wrapped with the new key, but a power cut may bring back what it was: "
+                    f"{error.strerror}; keep both keys until rotating succeeds"
+                ) from error
+            except BaseException:
+                if self._is_stored(wrapped):
+                    self._entries, self._master = wrapped, master
+                raise
             self._master = master
 
-    def _catch_up(self) -> None:
-        """Reads what is stored: a writer that has been fenced and does not know it yet must not undo its successor."""
-        if self._entries:
-            self._entries, following = read_keys(self.storage, self.store)
-            self._following = max(self._following, following)
+    def _is_stored(self, entries: Mapping[int, Entry]) -> bool:
+        """Whether `keys.json` holds `entries`, as far as can be read."""
+        try:
+            return read_keys(self.storage, self.store)[0] == entries
+        except (OSError, WdbxError):
+            return False
+
+    def catch_up(self) -> None:
+        """Reads what is stored: a writer that has been fenced and does not know it yet must not undo its successor.
+
+        Raises `FencedError` where there is one, `WdbxError` where `keys.json` is wrapped with another master key by
+        now: what is wrapped with this one must not come beside that.
+        """
+        if not self._entries:
+            return
+        self.lease()
+        entries, following = read_keys(self.storage, self.store)
+        if entries.get(NAMES) != self._entries.get(NAMES) and not self._opens(entries.get(NAMES)):
+            raise WdbxError(
+                f"{self.storage}/{KEYS_FILE} is wrapped with another master key than this process has; nothing was "
+                "written: open the store again with that key"
+            )
+        self._entries, self._following = entries, max(self._following, following)
+
+    def _opens(self, entry: Entry | None) -> bool:
+        """Whether the master key unwraps the first data key from what `entry` says."""
+        try:
+            return entry is not None and self._master.unwrap(bytes.fromhex(entry.wrapped)) == self.key(NAMES)
+        except NoKeyError:
+            return False
 
     def _put(self, entries: Mapping[int, Entry], following: int) -> None:
         entries = {number: entry for number, entry in entries.items() if number not in self._doomed}
