@@ -187,8 +187,8 @@ class CollectionHandle:
         vectors: `[dim]` or `[B, dim]`; or a text, or a list of texts, of which the encoder makes them. text: the same
         as texts, or the words beside vectors. mode: "vector", nearness; "keyword", BM25 of the words in `fields`
         (`document`); "hybrid", both, fused by reciprocal ranks. recall: of the nearest rows, how many are to be found
-        on average; below 1, large segments get inverted lists. explain: answers with a pair, the second of which says
-        how rows were searched, and why.
+        on average over queries that are distributed as the rows are; below 1, large segments get inverted lists.
+        explain: answers with a pair, the second of which says how rows were searched, and why.
         """
         view = self.view(at).with_recall(recall)
         words = Words(fields, bm25 or Bm25(), fusion or Fusion())

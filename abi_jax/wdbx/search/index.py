@@ -6,13 +6,10 @@ from threading import Lock, Thread
 
 import numpy as np
 
-from abi_jax.wdbx.search.codes import Codes, CodesMaker, make_query_codes
-from abi_jax.wdbx.search.host import CodedPart, search
+from abi_jax.wdbx.search.codes import Codes, CodesMaker
 from abi_jax.wdbx.search.ivf import Lists, make_lists, num_lists
-
-NEIGHBOURS = (10, 100)
-ASKING_AT_ONCE = 16  # many rows that are alike would take much memory
-ASKING = 256  # rows that ask for their neighbours
+from abi_jax.wdbx.search.measure import measure
+from abi_jax.wdbx.search.threads import behind_searches
 
 TRIES = 3
 
@@ -31,28 +28,7 @@ def make_index(metric: str, vectors: np.ndarray, codes: Codes) -> Index:
     """Lists of `vectors` `[n, D]`, and what can be said of their recall."""
     lists = make_lists(metric, vectors, codes, num_lists(len(vectors)))
     ordered = CodesMaker(metric, vectors.shape[1], vectors.dtype, named=True).of(vectors, lists.order)
-    return Index(ordered, replace(lists, ranks=_ranks(lists, vectors, ordered)))
-
-
-def _ranks(lists: Lists, vectors: np.ndarray, codes: Codes) -> dict[int, np.ndarray]:
-    """Of neighbours of some rows, how many lists were nearer to the row than the neighbour's; see `Lists.ranks`."""
-    count = len(lists.centroids)
-    asking = np.unique(np.linspace(0, len(vectors) - 1, ASKING).astype(np.int64))
-    queries = np.asarray(vectors[asking]).astype(np.float32)
-    list_of = np.empty(len(vectors), np.int32)
-    list_of[lists.order] = np.repeat(np.arange(count, dtype=np.int32), np.diff(lists.ends))
-    nearest = lists.nearest(make_query_codes(lists.metric, queries), count)
-    rank = np.empty_like(nearest)
-    np.put_along_axis(rank, nearest, np.arange(count)[None], axis=1)
-    ranks: dict[int, list[np.ndarray]] = {count: [] for count in NEIGHBOURS}
-    for start in range(0, len(asking), ASKING_AT_ONCE):
-        some = queries[start : start + ASKING_AT_ONCE]
-        found = search([CodedPart(vectors, codes)], lists.metric, some, NEIGHBOURS[-1] + 1)
-        for i, each in enumerate(found, start):
-            others = rank[i, list_of[each.rows[each.rows != asking[i]]]].astype(np.float64)
-            for count, made in ranks.items():
-                made.append(others[:count])
-    return {count: np.sort(np.concatenate(made)) for count, made in ranks.items()}
+    return Index(ordered, replace(lists, ranks=measure(lists, vectors, ordered)))
 
 
 class IndexMaker:
@@ -79,6 +55,7 @@ class IndexMaker:
 
     def _make(self, codes: Codes) -> None:
         try:
-            self.made = make_index(self._metric, np.asarray(self._vectors), codes)
+            with behind_searches():
+                self.made = make_index(self._metric, np.asarray(self._vectors), codes)
         except Exception as error:
             logger.warning("no lists could be made, so that all rows are scanned: %s", error)

@@ -25,8 +25,8 @@ ITERATIONS = 6
 class Lists:
     """Centroids float32 `[L, D]`; `order` int32 `[n]`, rows by list; `ends` int64 `[L + 1]`, where lists begin and end.
 
-    ranks: by how many neighbours rows asked for; float64, ascending: for each of these, how many lists were nearer to
-    the row than the neighbour's.
+    ranks: by how many neighbours rows asked for; int64 `[L]`: how many of these were in the list that is nearest to the
+    row, in the one that comes next, and so on. See `measure`.
     """
 
     metric: str
@@ -40,9 +40,9 @@ class Lists:
         of = min((each for each in self.ranks if each >= top_k), default=None)
         if of is None:
             return None
-        ranks = self.ranks[of]
         share = recall + CAREFUL * (1 - recall)
-        return int(ranks[ceil(share * (len(ranks) - 1))]) + 1
+        upto = np.cumsum(self.ranks[of])
+        return int(np.searchsorted(upto, ceil(share * (upto[-1] - 1)), "right")) + 1
 
     def rows_in(self, nearest: int) -> int:
         """About how many rows are in so many lists."""

@@ -81,7 +81,7 @@ def test_what_a_filter_leaves_far_away_is_found(store: wdbx.Database) -> None:
     assert len(same) >= TOP_K - 1
 
 
-@pytest.mark.parametrize("top_k", [50, 400])
+@pytest.mark.parametrize("top_k", [50, 1200])
 def test_recall_holds_for_more_than_were_measured(store: wdbx.Database, top_k: int) -> None:
     c = store.collection("clustered")
     queries = clustered(np.random.default_rng(8), 50)

@@ -1,0 +1,86 @@
+"""How many lists hold the neighbours of a query, measured on rows that ask for theirs.
+
+A row whose nearest neighbours are copies of it says nothing of a query that is no row: copies stand in one list. What
+is nearer than `COPY` of the distance between neighbouring lists counts as one, and is passed over.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from abi_jax.wdbx.search.codes import Codes, make_query_codes
+from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.search.host import CodedPart, search
+from abi_jax.wdbx.search.ivf import Lists
+
+NEIGHBOURS = (10, 30, 100, 300, 1000)
+SHALLOW = 100  # neighbours that every row asks for: one of `DEEP` rows asks for all of them
+DEEP = 4
+ASKING_AT_ONCE = 16  # many rows that are alike would take much memory
+ASKING = 256  # rows that ask for their neighbours
+FEWEST = 16  # rows that must have found so many
+COPY = 0.25
+WIDE = 90  # percent of lists have a neighbour as near: many copies of a row may be several lists by themselves
+
+
+def measure(lists: Lists, vectors: np.ndarray, codes: Codes) -> dict[int, np.ndarray]:
+    """Of neighbours of some rows, in which of the lists nearest to the row these were; see `Lists.ranks`."""
+    count = len(lists.centroids)
+    asking = np.unique(np.linspace(0, len(vectors) - 1, ASKING).astype(np.int64))
+    queries = np.asarray(vectors[asking]).astype(np.float32)
+    list_of = np.empty(len(vectors), np.int32)
+    list_of[lists.order] = np.repeat(np.arange(count, dtype=np.int32), np.diff(lists.ends))
+    nearest = lists.nearest(make_query_codes(lists.metric, queries), count)
+    rank = np.empty(nearest.shape, np.int64)
+    np.put_along_axis(rank, nearest, np.arange(count)[None], axis=1)
+    others = _Others(lists, vectors, codes)
+    found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(asking)
+    every, deep = np.arange(len(asking)), np.arange(0, len(asking), DEEP)
+    others.find(np.setdiff1d(every, deep), queries, SHALLOW, found)
+    again = [i for i in every.tolist() if len(found[i]) < SHALLOW]  # and those that were not asked yet
+    others.find(np.array(again), queries, NEIGHBOURS[-1], found)
+    made = {}
+    for wanted in NEIGHBOURS:
+        ranks = [rank[i, list_of[rows[:wanted]]] for i, rows in enumerate(found) if len(rows) >= wanted]
+        if len(ranks) >= min(FEWEST, len(asking)):
+            made[wanted] = np.bincount(np.concatenate(ranks), minlength=count)
+    return made
+
+
+class _Others:
+    """Neighbours of rows that are no copies of them."""
+
+    def __init__(self, lists: Lists, vectors: np.ndarray, codes: Codes) -> None:
+        self._metric = lists.metric
+        self._part = CodedPart(vectors, codes)
+        self._least = COPY**2 * _spacing(lists.centroids)
+
+    def find(self, which: np.ndarray, queries: np.ndarray, count: int, found: list[np.ndarray]) -> None:
+        """Puts in `found` the nearest others of queries `[Q, D]` of numbers `which`, at most `count` of them each."""
+        for start in range(0, len(which), ASKING_AT_ONCE):
+            some = which[start : start + ASKING_AT_ONCE]
+            for i, each in zip(some.tolist(), self._search(queries[some], count), strict=True):
+                apart = self._distances(queries[i], each) > self._least
+                found[i] = each.rows[apart][:count]
+
+    def _search(self, queries: np.ndarray, count: int) -> Sequence[Found]:
+        return search([self._part], self._metric, queries, count + 1)
+
+    def _distances(self, query: np.ndarray, found: Found) -> np.ndarray:
+        """Squared distances of what was found, of directions under cosine, float32."""
+        if self._metric == "l2":
+            return found.scores
+        if self._metric == "cosine":
+            return 2 - 2 * found.scores
+        vectors = np.asarray(self._part.vectors[found.rows]).astype(np.float32)
+        return np.asarray(np.square(vectors - query).sum(axis=1))
+
+
+def _spacing(centroids: np.ndarray) -> float:
+    """The squared distance within which most of some centroids have another one."""
+    some = np.unique(np.linspace(0, len(centroids) - 1, ASKING).astype(np.int64))
+    squares = np.square(centroids).sum(axis=1)
+    apart = squares[some, None] + squares - 2 * (centroids[some] @ centroids.T)
+    apart[np.arange(len(some)), some] = np.inf
+    nearest = apart.min(axis=1)
+    return float(np.percentile(np.maximum(nearest[np.isfinite(nearest)], 0), WIDE)) if len(centroids) > 1 else 0.0
