@@ -1,30 +1,53 @@
-"""Threads for compiled loops, which do not hold the interpreter."""
+"""Threads for compiled loops, which do not hold the interpreter: those of searches, and others of work behind them."""
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 
 SMALLEST = 4096  # rows that are worth a thread
 
 
+class _Local(threading.local):
+    behind = False
+
+
+_local = _Local()
+
+
+@contextmanager
+def behind_searches() -> Iterator[None]:
+    """What this thread runs meanwhile has half of the cores, and threads of its own."""
+    before, _local.behind = _local.behind, True
+    try:
+        yield
+    finally:
+        _local.behind = before
+
+
 def workers() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this thread may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2) if _local.behind else cores
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, workers() - 1), "wdbx-search")
+def _pool(process: int, behind: bool) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, workers() - 1), "wdbx-build" if behind else "wdbx-search")
 
 
 def run(tasks: list[Callable[[], None]]) -> None:
-    """Runs tasks, all at once, the last in this thread."""
-    waiting = [_pool(os.getpid()).submit(task) for task in tasks[:-1]]
+    """Runs tasks, all at once, the last in this thread, and those, too, that no other thread has begun by then."""
+    waiting = [_pool(os.getpid(), _local.behind).submit(task) for task in tasks[:-1]]
     for task in tasks[-1:]:
         task()
-    for each in waiting:
-        each.result()
+    for task, each in reversed(list(zip(tasks, waiting, strict=False))):
+        if each.cancel():
+            task()
+        else:
+            each.result()
 
 
 def shares(rows: int, work: Callable[[int, int], None], smallest: int = SMALLEST) -> None:
