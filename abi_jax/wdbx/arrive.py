@@ -20,7 +20,7 @@ from abi_jax.wdbx.manifest import Sealed, SegmentEntry, manifest_hash, manifest_
 from abi_jax.wdbx.seal import file_hashes, rows_root, segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE
 
@@ -37,7 +37,7 @@ class Written:
     files: Mapping[str, str]
 
 
-def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays: Mapping[str, np.ndarray]) -> Written:
+def write_rows(storage: Storage, number: int, spec: CollectionSpec, arrays: Mapping[str, np.ndarray]) -> Written:
     """Writes a step of rows, whose version is not known yet."""
     plain = storage.ring is None  # digests of encrypted rows have salts, which are made as they are written
     with ThreadPoolExecutor(1, thread_name_prefix="wdbx-digests") as pool:
@@ -48,7 +48,7 @@ def write_rows(storage: LocalStorage, number: int, spec: CollectionSpec, arrays:
     return Written(segment, stored, rows_root(segment) if early is None else early.result(), files)
 
 
-def _save(storage: LocalStorage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
+def _save(storage: Storage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
     name = step_name(number)
     more = {} if storage.ring is None else codes_to_store(spec, arrays)
     storage.save(name, {**arrays, **more}, spec.tenant)
@@ -65,7 +65,7 @@ def shared_rows(of: Segment, with_: Segment) -> np.ndarray:
 
 
 def arrive(
-    storage: LocalStorage,
+    storage: Storage,
     contents: Contents,
     commits: Commits,
     before: Sealed,
@@ -99,7 +99,7 @@ def arrive(
 
 
 def _commit(
-    storage: LocalStorage,
+    storage: Storage,
     contents: Contents,
     commits: Commits,
     before: Sealed,

@@ -7,12 +7,12 @@ from time import monotonic, sleep
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import Pin, held
-from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS, Storage
 
 PATIENCE = 0.5  # seconds
 
 
-def drop_logs(storage: LocalStorage, version: int) -> None:
+def drop_logs(storage: Storage, version: int) -> None:
     """Deletes log files that hold nothing behind `version`."""
     names = storage.names("log")
     for name, following in pairwise(names):
@@ -20,7 +20,7 @@ def drop_logs(storage: LocalStorage, version: int) -> None:
             storage.delete(f"log/{name}")
 
 
-def collect(storage: LocalStorage, sealed: Sealed, pins: Sequence[Pin]) -> None:
+def collect(storage: Storage, sealed: Sealed, pins: Sequence[Pin]) -> None:
     """Deletes what nothing needs: unfinished files; manifests, steps and history that are neither in force nor pinned.
 
     Kept, too, is the manifest before, without what only it names.
@@ -61,7 +61,7 @@ def _newest(sealed: Sealed) -> set[str]:
     return {sealed.name, manifest_name(version, bytes.fromhex(digest))}
 
 
-def collect_at_close(storage: LocalStorage, sealed: Sealed) -> list[str]:
+def collect_at_close(storage: Storage, sealed: Sealed) -> list[str]:
     """Deletes what nothing needs; the manifests that are left because readers stand on them.
 
     A reader that is still finding out what it will stand on is waited for, a little.

@@ -13,13 +13,13 @@ from abi_jax.wdbx.crypto.signatures import public_text
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.load import ENCRYPTION, STORE_FILE, first_log
 from abi_jax.wdbx.manifest import FORMAT_VERSION
-from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.witness import checked_json
 
 KNOWN = frozenset({*FOLDERS, "lock", KEYS_FILE})
 
 
-def create_store(storage: LocalStorage, master: MasterKey | None, signer: Ed25519PrivateKey | None) -> None:
+def create_store(storage: Storage, master: MasterKey | None, signer: Ed25519PrivateKey | None) -> None:
     """Writes what an empty store has. master: of an encrypted one. signer: whose signatures it takes, and no others."""
     store = uuid4().bytes
     head = first_log(store)
@@ -37,12 +37,10 @@ def create_store(storage: LocalStorage, master: MasterKey | None, signer: Ed2551
     storage.put(STORE_FILE, checked_json("wdbx store", said))
 
 
-def refuse_other_folder(storage: LocalStorage) -> None:
+def refuse_other_folder(storage: Storage) -> None:
     """Raises `InputError` where a new store would be made in a folder that holds something else."""
     with contextlib.suppress(FileNotFoundError):
-        for path in (storage.root, *storage.root.parents):
-            if path.exists() and not path.is_dir():
-                raise InputError(f"{path} is a file; expected a WDBX store, or a path where none is yet")
+        storage.refuse_file()
         strange = [name for name in storage.names("") if name not in KNOWN]
         if strange:
             raise InputError(f"{storage} is not empty and not a WDBX store: it has {strange[0]}; expected another path")

@@ -32,7 +32,9 @@ from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text, make_spec
 from abi_jax.wdbx.stats import Stats, measure
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.place import open_storage
 from abi_jax.wdbx.store import RETENTION, Store
 from abi_jax.wdbx.transfer.backup import Copied, copy_store
 from abi_jax.wdbx.verify import verify
@@ -50,7 +52,7 @@ class Database(Store):
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Storage,
         mode: str = "a",
         retention: float = RETENTION,
         background: bool = True,
@@ -253,6 +255,10 @@ class Database(Store):
         Commits go on meanwhile. Where the folder holds an older backup, only what is new is copied. The backup is a
         store: it can be opened, verified, and restored with `wdbx.restore`. progress: a bar on standard error.
         """
+        if not isinstance(self.storage, LocalStorage):
+            raise InputError(
+                f"{self.storage} is no folder of this machine, and a backup copies files: export collections instead"
+            )
         for attempt in range(1, ATTEMPTS + 1):
             with (
                 self._sealing,
@@ -307,6 +313,6 @@ def open_store(
         from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
 
         searched = on_mesh(mesh)
-    made = Database(LocalStorage(Path(path)), mode, retention, encoder=encoder, key=key, sign_with=signer)
+    made = Database(open_storage(path), mode, retention, encoder=encoder, key=key, sign_with=signer)
     made.mesh = searched
     return made

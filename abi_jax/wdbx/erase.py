@@ -8,10 +8,10 @@ from abi_jax.wdbx.crypto.records import RecordSeals
 from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.log.commit import Commits, Draft
 from abi_jax.wdbx.log.record import Kind
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 
 
-def ring_of(storage: LocalStorage) -> Keyring:
+def ring_of(storage: Storage) -> Keyring:
     """The data keys of a store. Raises `InputError` where it is not encrypted."""
     if storage.ring is None:
         raise InputError(f"{storage} is not encrypted; expected a store that was made with a key")

@@ -1,8 +1,7 @@
 """Whether a writer is still the one that writes. docs/wdbx-format.md, "Writers"."""
 
 from abi_jax.wdbx.errors import FencedError
-from abi_jax.wdbx.storage.local import LocalStorage
-from abi_jax.wdbx.storage.lock import WriterLock
+from abi_jax.wdbx.storage.base import Storage, WriterLock
 
 
 class Fence:
@@ -12,7 +11,7 @@ class Fence:
     after a commit was brought to disk, the next writer will find that commit.
     """
 
-    def __init__(self, storage: LocalStorage, lock: WriterLock, epoch: int) -> None:
+    def __init__(self, storage: Storage, lock: WriterLock, epoch: int) -> None:
         self._storage = storage
         self._lock = lock
         self._epoch = epoch
@@ -24,15 +23,9 @@ class Fence:
                 f"{self._storage} has another writer: its lock is no longer that of epoch {self._epoch}; "
                 "nothing more was acknowledged"
             )
-        newest = max((epoch_of(name) for name in self._storage.names("log")), default=0)
+        newest = self._storage.newest_epoch()
         if newest > self._epoch:
             raise FencedError(
                 f"{self._storage} has another writer, of epoch {newest} after this one's {self._epoch}; "
                 "nothing more was acknowledged"
             )
-
-
-def epoch_of(log: str) -> int:
-    """The epoch in the name of a log file; 0 for a name that is none of a log's."""
-    epoch = log.removesuffix(".wal").rpartition("-")[2]
-    return int(epoch) if epoch.isdecimal() else 0

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.log.record import HEAD, Head, parse_head
 from abi_jax.wdbx.manifest import HistoryEntry, Manifest
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 
 FOLDER = "history"
 
 
-def add_history(
-    storage: LocalStorage, before: Mapping[str, HistoryEntry], heads: list[Head]
-) -> dict[str, HistoryEntry]:
+def add_history(storage: Storage, before: Mapping[str, HistoryEntry], heads: list[Head]) -> dict[str, HistoryEntry]:
     """What a manifest says of history when `heads`, oldest first, come behind it.
 
     They are written with those before them that are no more, so that there are few files however often is sealed.
@@ -30,7 +28,7 @@ def add_history(
     return made
 
 
-def write_history(storage: LocalStorage, heads: list[Head]) -> tuple[str, HistoryEntry]:
+def write_history(storage: Storage, heads: list[Head]) -> tuple[str, HistoryEntry]:
     """Writes heads, oldest first, to a file of their own; its name and what a manifest says of it."""
     data = b"".join(head.encode() for head in heads)
     name = f"{heads[0].version:020d}-{heads[-1].version:020d}.bin"
@@ -38,7 +36,7 @@ def write_history(storage: LocalStorage, heads: list[Head]) -> tuple[str, Histor
     return name, HistoryEntry(heads[0].version, heads[-1].version, hashlib.sha256(data).hexdigest())
 
 
-def read_history(storage: LocalStorage, manifest: Manifest | None, newest_first: bool = False) -> Iterator[Head]:
+def read_history(storage: Storage, manifest: Manifest | None, newest_first: bool = False) -> Iterator[Head]:
     """All heads that a manifest's history has. Raises `DamagedError` where a file is not as it was written."""
     entries = sorted(manifest.history.items() if manifest else (), key=lambda each: each[1].first, reverse=newest_first)
     for name, entry in entries:
@@ -56,7 +54,7 @@ def parse_history(name: str, data: bytes | None, entry: HistoryEntry) -> list[He
     return [head for head in heads if head is not None]
 
 
-def history_head(storage: LocalStorage, manifest: Manifest | None, version: int) -> Head:
+def history_head(storage: Storage, manifest: Manifest | None, version: int) -> Head:
     """The head of a version that is sealed."""
     for name, entry in manifest.history.items() if manifest else ():
         if entry.first <= version <= entry.last:

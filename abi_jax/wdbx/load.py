@@ -17,7 +17,7 @@ from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, check_format, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.tail import Tail
 from abi_jax.wdbx.witness import HEAD_FILE, checked_hash, read_checked, read_witness
 
@@ -41,7 +41,7 @@ class Loaded:
     erased: frozenset[int] = frozenset()
 
 
-def load(storage: LocalStorage, before: Loaded | None = None) -> Loaded:
+def load(storage: Storage, before: Loaded | None = None) -> Loaded:
     """Reads the store. Raises `InputError` where there is none, `DamagedError` where it is not as it was written.
 
     before: what was read last; segments that are there still are not opened again.
@@ -81,7 +81,7 @@ def load(storage: LocalStorage, before: Loaded | None = None) -> Loaded:
     return Loaded(store, contents, newest, manifest, digest, erased)
 
 
-def load_while_written(storage: LocalStorage, before: Loaded | None = None) -> Loaded:
+def load_while_written(storage: Storage, before: Loaded | None = None) -> Loaded:
     """Reads a store that another process writes to, and whose files may go while they are read."""
     for _ in range(ATTEMPTS):
         try:
@@ -91,17 +91,17 @@ def load_while_written(storage: LocalStorage, before: Loaded | None = None) -> L
     return load(storage, before)
 
 
-def read_store(storage: LocalStorage) -> bytes:
+def read_store(storage: Storage) -> bytes:
     """The 16 bytes that a store is known by."""
     return bytes.fromhex(read_about(storage)["store"])
 
 
-def about_hash(storage: LocalStorage) -> str:
+def about_hash(storage: Storage) -> str:
     """The hash that `wdbx.json` carries, of what it says."""
     return checked_hash("wdbx store", read_about(storage))
 
 
-def read_about(storage: LocalStorage) -> dict[str, Any]:
+def read_about(storage: Storage) -> dict[str, Any]:
     """What `wdbx.json` says."""
     data = storage.read(STORE_FILE)
     if data is None:
@@ -111,7 +111,7 @@ def read_about(storage: LocalStorage) -> dict[str, Any]:
     return said
 
 
-def open_ring(storage: LocalStorage, key: KeySource | None) -> None:
+def open_ring(storage: Storage, key: KeySource | None) -> None:
     """Gives a storage the data keys of its store. Raises `NoKeyError` where `key` does not open it, or is missing."""
     said = read_about(storage)
     if said["encryption"] is None:
@@ -137,7 +137,7 @@ def erased_keys(ring: Keyring | None, records: list[Record]) -> frozenset[int]:
     return frozenset(found)
 
 
-def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
+def read_logs(storage: Storage, store: bytes) -> list[Scan]:
     """All log files, oldest first. Raises `DamagedError` where one of them is not whole."""
     found = []
     for name in storage.names("log"):
@@ -145,7 +145,10 @@ def read_logs(storage: LocalStorage, store: bytes) -> list[Scan]:
         head = parse_log_head(data or b"")
         if data is None or head is None or head.store != store or head.name != name:
             raise DamagedError(f"{storage}/log/{name} does not begin as a log of this store does")
-        found.append(scan(head, data))
+        each = scan(head, data)
+        if each.torn and not storage.tears:
+            raise DamagedError(f"{storage}/log/{name}: version {each.next_version} is damaged; see abi wdbx verify")
+        found.append(each)
     if not found:
         raise DamagedError(f"{storage}/log is empty; expected at least one log file")
     found.sort(key=lambda each: (each.head.epoch, each.head.first))
@@ -172,7 +175,7 @@ def chained(scans: list[Scan]) -> list[Record]:
     return made
 
 
-def read_manifest(storage: LocalStorage, version: int, digest: bytes, erased: frozenset[int] = frozenset()) -> Manifest:
+def read_manifest(storage: Storage, version: int, digest: bytes, erased: frozenset[int] = frozenset()) -> Manifest:
     """The manifest up to `version`, whose hash must be `digest`. erased: data keys."""
     name = manifest_name(version, digest)
     data = storage.read(name)
@@ -188,7 +191,7 @@ def step_name(number: int) -> str:
     return f"segments/{number:08d}"
 
 
-def open_sealed(storage: LocalStorage, manifest: Manifest, before: Loaded | None = None) -> Contents:
+def open_sealed(storage: Storage, manifest: Manifest, before: Loaded | None = None) -> Contents:
     """What a manifest holds, with its segments mapped; those that `before` has are taken from it."""
     known = _opened(before)
     made = Contents()

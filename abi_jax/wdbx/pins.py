@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from abi_jax.wdbx.errors import DamagedError
-from abi_jax.wdbx.storage.local import LocalStorage
-from abi_jax.wdbx.storage.pin_file import PinFile
+from abi_jax.wdbx.storage.base import Held, Storage
 from abi_jax.wdbx.witness import checked_json, read_checked
 
 DOMAIN = "wdbx pin"
@@ -37,12 +36,12 @@ def read_pin(name: str, data: bytes) -> Pin:
         raise DamagedError(f"{name} does not say what is read") from None
 
 
-def hold(storage: LocalStorage, pin: Pin) -> PinFile | None:
+def hold(storage: Storage, pin: Pin) -> Held | None:
     """Pins until what is returned is released, or the process ends; None where nothing can be written."""
     return storage.pin(pin.encode())
 
 
-def held(storage: LocalStorage) -> list[Pin]:
+def held(storage: Storage) -> list[Pin]:
     """What readers have pinned; one that cannot be read pins everything. Pins of readers that are gone go."""
     found = []
     for name, data in storage.pins().items():

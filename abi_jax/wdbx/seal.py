@@ -5,7 +5,6 @@ rows that are being sealed are carried over when the new segment takes their pla
 much can no longer be read, are merged with the tail on the way: there is no other compaction.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from abi_jax.wdbx.log.record import Head, Kind
 from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
 from abi_jax.wdbx.merge import Merged, Source, choose, grouped, kept, merge
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE, Tail
 
@@ -68,7 +67,7 @@ class _Plan:
 
 
 def seal(
-    storage: LocalStorage,
+    storage: Storage,
     store: bytes,
     contents: Contents,
     commits: Commits,
@@ -133,7 +132,7 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
     return _Plan(at, shares, heads, dict(contents.tags), dict(contents.parents), collections)
 
 
-def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed) -> None:
+def _roll(storage: Storage, store: bytes, commits: Commits, before: Sealed) -> None:
     """Begins a log file, so that all files before it hold nothing but what is being sealed."""
     at = commits.position
     sealed = 0 if before.manifest is None else before.manifest.version
@@ -149,7 +148,7 @@ def _roll(storage: LocalStorage, store: bytes, commits: Commits, before: Sealed)
         raise
 
 
-def _write(storage: LocalStorage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
+def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
     old = before.manifest
     husks = {share.collection.number: _husks(old, share) for share in plan.shares}
     steps = [
@@ -186,7 +185,7 @@ def _husks(old: Manifest | None, share: _Share) -> list[int]:
     return found if len(found) > MOST_HUSKS or len(share.merged) == len(share.rows.segments) else []
 
 
-def _write_step(storage: LocalStorage, number: int, share: _Share, version: int, again: bool) -> _Step:
+def _write_step(storage: Storage, number: int, share: _Share, version: int, again: bool) -> _Step:
     """again: tells all deaths in other segments, since other steps that did go."""
     spec = share.collection.spec
     sources = (
@@ -261,13 +260,10 @@ def _swap(step: _Step) -> None:
     collection.rows = RowSet(tuple(segments), tail)
 
 
-def file_hashes(storage: LocalStorage, name: str) -> dict[str, str]:
+def file_hashes(storage: Storage, name: str) -> dict[str, str]:
     """SHA-256 of every file of a step, by its path."""
-    found = {}
-    for path, file in storage.files(name).items():
-        with file.open("rb") as opened:
-            found[path] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return found
+    found = {path: storage.digest(f"{name}/{path}") for path in storage.paths(name)}
+    return {path: digest for path, digest in found.items() if digest is not None}
 
 
 def segment_content(segment: Segment | None) -> bytes:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.storage.pin_file import PinFile
+from abi_jax.wdbx.storage.base import Held
 from abi_jax.wdbx.view import View
 
 
 class Snapshot:
     """Collections at one version. What is written meanwhile changes nothing in it."""
 
-    def __init__(self, version: int, views: Mapping[str, View], pin: PinFile | None) -> None:
+    def __init__(self, version: int, views: Mapping[str, View], pin: Held | None) -> None:
         """pin: keeps the version readable for everybody, until it is closed."""
         self.version = version
         self._views = dict(views)

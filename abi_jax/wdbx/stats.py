@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abi_jax.wdbx.contents import Collection, Contents
-from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS, Storage
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stats:
 
 
 def measure(
-    storage: LocalStorage, contents: Contents, manifest: int, unsealed: int, pins: Iterable[int], sealing: bool
+    storage: Storage, contents: Contents, manifest: int, unsealed: int, pins: Iterable[int], sealing: bool
 ) -> Stats:
     """The statistics of a store that is open."""
     files = sum(storage.size(name) for name in storage.all_names("") if name not in FOLDERS)

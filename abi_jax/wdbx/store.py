@@ -27,9 +27,7 @@ from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import Sealed
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
 from abi_jax.wdbx.seal import is_new, seal
-from abi_jax.wdbx.storage.local import LocalStorage
-from abi_jax.wdbx.storage.lock import WriterLock
-from abi_jax.wdbx.storage.pin_file import PinFile
+from abi_jax.wdbx.storage.base import Held, Storage, WriterLock
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.transfer.sources import open_source
@@ -46,7 +44,7 @@ class Store:
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Storage,
         mode: str = "a",
         retention: float = RETENTION,
         background: bool = True,
@@ -62,7 +60,7 @@ class Store:
         self.storage = storage
         self.mode = mode
         self._lock: WriterLock | None = None
-        self._pin: PinFile | None = None
+        self._pin: Held | None = None
         self._read: Loaded | None = None  # at the last refresh
         self._began = False  # to change what is stored
         self._closed = False

@@ -1,7 +1,6 @@
 """Whether a store is as it was written: every file, every link, every row. Finds all that is wrong, and names it."""
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +27,8 @@ from abi_jax.wdbx.receipt import receipt_findings
 from abi_jax.wdbx.seal import segment_content
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
-from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS, Storage
+from abi_jax.wdbx.storage.place import open_storage
 from abi_jax.wdbx.verify_chain import Line, chain_findings, in_order, line_up, witness_findings
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
@@ -39,7 +39,7 @@ OWNERS = re.compile(rb"(\0*process \d+\n)*\0*")
 
 
 def verify(
-    storage: LocalStorage,
+    storage: Storage,
     progress: Progress = lambda file: None,
     receipt: Receipt | None = None,
     public_key: str = "",
@@ -67,14 +67,14 @@ def verify(
             pin.release()
 
 
-def _state(storage: LocalStorage) -> list[tuple[str, int]]:
+def _state(storage: Storage) -> list[tuple[str, int]]:
     """What is there, and how large."""
     names = [f"{folder}/{name}" for folder in ("log", MANIFESTS, "segments") for name in storage.all_names(folder)]
     return [(name, storage.size(name)) for name in (*names, HEAD_FILE, "lock")]
 
 
 class _Walk:
-    def __init__(self, storage: LocalStorage, progress: Progress) -> None:
+    def __init__(self, storage: Storage, progress: Progress) -> None:
         self.storage = storage
         self.progress = progress
         self.known = {STORE_FILE, HEAD_FILE, "lock"}
@@ -233,15 +233,15 @@ class _Walk:
     def _segment(self, number: int, step: SegmentEntry, spec: CollectionSpec) -> Iterator[Finding]:
         folder = step_name(number)
         whole = True
-        there = self.storage.files(folder)
         for path, digest in sorted(step.files.items()):
             file = f"{folder}/{path}"
             self.progress(file)
             holds = f"{path.split('/')[0]} of {step.rows} rows of collection {spec.name}"
-            if path not in there:
+            found = self.storage.digest(file)
+            if found is None:
                 yield Finding(file, holds, "is missing")
                 whole = False
-            elif _file_hash(there[path]) != digest:
+            elif found != digest:
                 yield Finding(file, holds, "is not what was sealed")
                 whole = False
         if whole and step.rows and spec.known:
@@ -263,17 +263,12 @@ class _Walk:
     def _files(self, folder: str) -> list[str]:
         if folder == "":
             return [name for name in self.storage.all_names("") if name not in FOLDERS]
-        return [f"{folder}/{path}" for path in self.storage.files(folder)]
+        return [f"{folder}/{path}" for path in self.storage.paths(folder)]
 
 
 def _unfinished(file: str) -> bool:
     """Whether a file may be what a writer is about: not named yet, or no longer, and not yet taken away."""
     return file.split("/")[0] in ("segments", "indexes", HISTORY, MANIFESTS) or ".tmp-" in file
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_store(
@@ -283,7 +278,7 @@ def verify_store(
 
     key: of an encrypted store. Without it, all is verified but the contents of rows.
     """
-    storage = LocalStorage(Path(path))
+    storage = open_storage(path)
     if key is not None:
         open_ring(storage, key)
     return verify(storage, receipt=receipt, public_key=public_key)

@@ -9,12 +9,12 @@ from abi_jax.wdbx.contents import Contents
 from abi_jax.wdbx.given import whole
 from abi_jax.wdbx.history import parse_history
 from abi_jax.wdbx.manifest import Manifest
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 
 At = int | str | datetime | None
 
 
-def resolve(at: At, contents: Contents, storage: LocalStorage, manifest: Manifest | None) -> int:
+def resolve(at: At, contents: Contents, storage: Storage, manifest: Manifest | None) -> int:
     """The version that `at` means: itself, a tag's, the last at a time (ISO 8601; without a zone: UTC), or the last."""
     if at is None:
         return contents.version
@@ -35,7 +35,7 @@ def resolve(at: At, contents: Contents, storage: LocalStorage, manifest: Manifes
     return version
 
 
-def version_at(time: int, contents: Contents, storage: LocalStorage, manifest: Manifest | None) -> int:
+def version_at(time: int, contents: Contents, storage: Storage, manifest: Manifest | None) -> int:
     """The last version that is not later than `time`, microseconds since 1970; 0 where there is none."""
     heads = contents.heads
     if heads and heads[0].time <= time:

@@ -11,6 +11,7 @@ from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.lock import WriterLock
 from tests.wdbx.crashes import Killed, Operations, Quick, copy_store
 
 Held = dict[str, list[int]]
@@ -177,7 +178,7 @@ def test_a_writer_after_a_killed_one(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         c.upsert(["b"], [[1, 2]])
     assert operations.done[-1].startswith("sync log")
-    assert killed._lock is not None
+    assert isinstance(killed._lock, WriterLock)
     killed._lock.file.close()
     operations.dead, operations.stop = False, -1
     with Database(LocalStorage(root, operations), background=False) as db:

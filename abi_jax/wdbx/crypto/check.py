@@ -10,10 +10,10 @@ from abi_jax.wdbx.errors import DamagedError, NoKeyError
 from abi_jax.wdbx.log.record import Record
 
 if TYPE_CHECKING:
-    from abi_jax.wdbx.storage.local import LocalStorage
+    from abi_jax.wdbx.storage.base import Storage
 
 
-def wrong_keys(storage: "LocalStorage", store: bytes) -> Iterator[tuple[str, str]]:
+def wrong_keys(storage: "Storage", store: bytes) -> Iterator[tuple[str, str]]:
     """What `keys.json` holds and what is wrong with it: with the keys, of every one of them."""
     try:
         entries, _ = read_keys(storage, store)

@@ -15,7 +15,7 @@ from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.witness import checked_json, read_checked
 
 if TYPE_CHECKING:
-    from abi_jax.wdbx.storage.local import LocalStorage
+    from abi_jax.wdbx.storage.base import Storage
 
 KEYS_FILE = "keys.json"
 DOMAIN = "wdbx keys"
@@ -43,7 +43,7 @@ class Keyring:
     """
 
     def __init__(
-        self, storage: "LocalStorage", store: bytes, master: MasterKey, entries: Mapping[int, Entry], following: int
+        self, storage: "Storage", store: bytes, master: MasterKey, entries: Mapping[int, Entry], following: int
     ) -> None:
         self.storage = storage
         self.store = store
@@ -57,14 +57,14 @@ class Keyring:
         self.lease: Callable[[], None] = lambda: None
 
     @classmethod
-    def create(cls, storage: "LocalStorage", store: bytes, master: MasterKey) -> "Keyring":
+    def create(cls, storage: "Storage", store: bytes, master: MasterKey) -> "Keyring":
         """Makes `keys.json` of a new store."""
         made = cls(storage, store, master, {}, NAMES)
         made.new([("", "")])
         return made
 
     @classmethod
-    def open(cls, storage: "LocalStorage", store: bytes, master: MasterKey) -> "Keyring":
+    def open(cls, storage: "Storage", store: bytes, master: MasterKey) -> "Keyring":
         """Reads `keys.json`. Raises `NoKeyError` where `master` is not the key it was written with."""
         entries, following = read_keys(storage, store)
         made = cls(storage, store, master, entries, following)
@@ -222,7 +222,7 @@ class Keyring:
         self._entries, self._following = entries, following
 
 
-def read_keys(storage: "LocalStorage", store: bytes) -> tuple[dict[int, Entry], int]:
+def read_keys(storage: "Storage", store: bytes) -> tuple[dict[int, Entry], int]:
     """What `keys.json` holds: data keys by number, and the next number. Raises `DamagedError` where it is not whole."""
     data = storage.read(KEYS_FILE)
     name = f"{storage}/{KEYS_FILE}"

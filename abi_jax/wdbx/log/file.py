@@ -137,3 +137,9 @@ def _acknowledged(view: memoryview, at: int, epoch: int, version: int) -> bool:
             return True
         found = data.find(MAGIC, found + 1)
     return False
+
+
+def epoch_of(log: str) -> int:
+    """The epoch in the name of a log file; 0 for a name that is none of a log's."""
+    epoch = log.removesuffix(".wal").rpartition("-")[2]
+    return int(epoch) if epoch.isdecimal() else 0

@@ -14,7 +14,7 @@ from abi_jax.wdbx.proof.replay import State, brings, replay, tells
 from abi_jax.wdbx.rows import make_ids
 from abi_jax.wdbx.seal import segment_digests, segment_messages
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.view import View
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _leaves(segment: Segment, rows: range) -> tuple[Leaf, ...]:
     return tuple(Leaf(*each) for each in zip(rows, messages, paths, strict=True))
 
 
-def _deaths(storage: LocalStorage, manifest: Manifest, number: int) -> dict[int, bytes]:
+def _deaths(storage: Storage, manifest: Manifest, number: int) -> dict[int, bytes]:
     """Deaths of the collection's rows, by the segment whose step tells them."""
     found: dict[int, bytes] = {}
     for step, entry in manifest.segments.items():

@@ -1,6 +1,7 @@
 """A store in a folder of this machine: whole files by rename, a log that grows, steps of arrays."""
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,14 +10,16 @@ from uuid import uuid4
 
 import numpy as np
 
+from abi_jax.errors import InputError
 from abi_jax.wdbx.crypto.keyring import Keyring
 from abi_jax.wdbx.crypto.steps import open_step, seal_step
+from abi_jax.wdbx.log.file import epoch_of
 from abi_jax.wdbx.storage.arrays import open_arrays
+from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.lock import WriterLock, take, taken
 from abi_jax.wdbx.storage.operations import FileOperations, LogFile
 from abi_jax.wdbx.storage.pin_file import PinFile, read_pin, write_pin
 
-FOLDERS = ("log", "manifests", "segments", "indexes", "history", "pins")
 PARTIAL = ".tmp-"  # what such a name stands for is not finished, and means nothing
 PIN_ATTEMPTS = 5
 
@@ -26,6 +29,8 @@ class LocalStorage:
 
     ring: the data keys of an encrypted store, whose steps are sealed here; None for a plain one.
     """
+
+    tears = True
 
     def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
         self.root = root.absolute()  # wherever this process goes
@@ -38,6 +43,12 @@ class LocalStorage:
 
     def __str__(self) -> str:
         return str(self.root)
+
+    def refuse_file(self) -> None:
+        """Raises `InputError` where no store can be made, since there is a file instead of a folder."""
+        for path in (self.root, *self.root.parents):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is a file; expected a WDBX store, or a path where none is yet")
 
     def make(self) -> None:
         """Makes the folders of a store, if they are not there."""
@@ -72,7 +83,7 @@ class LocalStorage:
     def size(self, name: str) -> int:
         """Bytes of a file, or of all files of a folder; 0 where there is none."""
         path = self.root / name
-        files = self.files(name).values() if path.is_dir() else [path]
+        files = [path / each for each in self.paths(name)] if path.is_dir() else [path]
         size = 0
         for file in files:
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
@@ -177,11 +188,19 @@ class LocalStorage:
         arrays = open_arrays(self.root / name)
         return arrays if self.ring is None else open_step(self.ring, name, arrays)
 
-    def files(self, name: str) -> dict[str, Path]:
-        """Every file of a step, by its path in it; those that go meanwhile may be missing."""
+    def paths(self, name: str) -> list[str]:
+        """Every file of a folder, such as a step, by its path in it, sorted; those that go meanwhile may be missing."""
         folder = self.root / name
         found = [Path(at) / file for at, _, files in os.walk(folder) for file in files]
-        return {file.relative_to(folder).as_posix(): file for file in sorted(found)}
+        return [file.relative_to(folder).as_posix() for file in sorted(found)]
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of a file, hexadecimal; None where there is none."""
+        try:
+            with (self.root / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def lock(self) -> WriterLock:
         """Makes this process the one that writes, until what is returned is released or the process ends.
@@ -193,6 +212,10 @@ class LocalStorage:
     def holds(self, lock: WriterLock) -> bool:
         """Whether what `lock` returned still keeps others from writing; never in a fork."""
         return lock.holds(self.root)
+
+    def newest_epoch(self) -> int:
+        """The highest epoch of a log, 0 for none: a file system may have lost its locks."""
+        return max((epoch_of(name) for name in self.names("log")), default=0)
 
     def written(self) -> bool:
         """Whether some process has the store open for writing. One that just begins waits for the answer."""

@@ -18,7 +18,8 @@ from abi_jax.wdbx.load import STORE_FILE, read_manifest, read_store, step_name
 from abi_jax.wdbx.log.file import LOG_HEAD, parse_log_head, scan
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import Manifest, manifest_name
-from abi_jax.wdbx.storage.local import FOLDERS, PARTIAL, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS
+from abi_jax.wdbx.storage.local import PARTIAL, LocalStorage
 from abi_jax.wdbx.witness import HEAD_FILE, Witness
 
 COPIED_AT_ONCE = 1 << 22

@@ -20,7 +20,7 @@ from abi_jax.wdbx.ids import text_column
 from abi_jax.wdbx.load import step_name
 from abi_jax.wdbx.segment import segment_arrays
 from abi_jax.wdbx.spec import CollectionSpec
-from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.transfer.piece import Checked, check
 from abi_jax.wdbx.transfer.sources import Source
 
@@ -31,7 +31,7 @@ DUPLICATES = ("error", "last")
 class Steps:
     """Steps of an import as they are written, and rows of them that later ones have again."""
 
-    def __init__(self, storage: LocalStorage, spec: CollectionSpec, duplicates: str) -> None:
+    def __init__(self, storage: Storage, spec: CollectionSpec, duplicates: str) -> None:
         if duplicates not in DUPLICATES:
             raise InputError(f"duplicates {duplicates!r}: expected one of {', '.join(DUPLICATES)}")
         self.storage = storage

@@ -9,7 +9,8 @@ import pytest
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
-from abi_jax.wdbx.storage.local import FOLDERS, LocalStorage
+from abi_jax.wdbx.storage.base import FOLDERS
+from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.storage.operations import FileOperations
 
 
