@@ -1,10 +1,11 @@
 """Garbage: what no manifest in force names and no reader needs."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from time import monotonic, sleep
 
 from abi_jax.wdbx.load import step_name
+from abi_jax.wdbx.log.file import begun
+from abi_jax.wdbx.log.order import ends
 from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import Pin, held
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
@@ -14,9 +15,9 @@ PATIENCE = 0.5  # seconds
 
 def drop_logs(storage: Storage, version: int) -> None:
     """Deletes log files that hold nothing behind `version`."""
-    names = storage.names("log")
-    for name, following in pairwise(names):
-        if int(following.split("-")[0]) <= version + 1:
+    names = sorted((name for name in storage.names("log") if begun(name)[0]), key=begun)
+    for name, end in zip(names, ends(list(map(begun, names))), strict=True):
+        if end is not None and end <= version + 1:
             storage.delete(f"log/{name}")
 
 

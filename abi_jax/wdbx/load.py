@@ -14,6 +14,7 @@ from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import open_record
 from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
+from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, check_format, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.segment import Segment
@@ -47,15 +48,10 @@ def load(storage: Storage, before: Loaded | None = None) -> Loaded:
     before: what was read last; segments that are there still are not opened again.
     """
     store = read_store(storage)
-    scans = read_logs(storage, store)
-    newest = scans[-1]
-    records = chained(scans)
+    logs = read_logs(storage, store)
+    newest, records = logs.newest, logs.records
     erased = erased_keys(storage.ring, records)
-    version, digest = newest.head.manifest, newest.head.manifest_hash
-    for record in records:
-        if record.head.kind is Kind.SEAL:
-            said = json.loads(record.payload)
-            version, digest = said["version"], bytes.fromhex(said["hash"])
+    version, digest = logs.manifest
     manifest = read_manifest(storage, version, digest, erased) if version else None
     contents = Contents() if manifest is None else open_sealed(storage, manifest, before)
     behind = [record for record in records if record.head.version > contents.version]
@@ -137,8 +133,8 @@ def erased_keys(ring: Keyring | None, records: list[Record]) -> frozenset[int]:
     return frozenset(found)
 
 
-def read_logs(storage: Storage, store: bytes) -> list[Scan]:
-    """All log files, oldest first. Raises `DamagedError` where one of them is not whole."""
+def read_logs(storage: Storage, store: bytes) -> Logs:
+    """All log files, and what of them counts. Raises `DamagedError` where one of them is not whole."""
     found = []
     for name in storage.names("log"):
         data = storage.read_log(f"log/{name}")
@@ -151,28 +147,12 @@ def read_logs(storage: Storage, store: bytes) -> list[Scan]:
         found.append(each)
     if not found:
         raise DamagedError(f"{storage}/log is empty; expected at least one log file")
-    found.sort(key=lambda each: (each.head.epoch, each.head.first))
-    for each, following in zip(found, [*found[1:], None], strict=True):
-        end = None if following is None else following.head.first
-        if each.damaged_version and (end is None or each.damaged_version < end):
-            raise DamagedError(
-                f"{storage}/log/{each.head.name}: version {each.damaged_version} was written and is damaged; "
-                "see abi wdbx verify"
-            )
-    return found
-
-
-def chained(scans: list[Scan]) -> list[Record]:
-    """The records of log files, each version once: where two have it, the later file's counts."""
-    made: list[Record] = []
-    for each in scans:
-        kept = [record for record in made if record.head.version < each.head.first]
-        if kept and (kept[-1].head.version + 1 != each.head.first or kept[-1].head.link != each.head.link):
-            raise DamagedError(
-                f"log {each.head.name} does not go on from version {kept[-1].head.version}, the last before it"
-            )
-        made = kept + each.records
-    return made
+    logs = in_order(found)
+    try:
+        logs.check()
+    except DamagedError as error:
+        raise DamagedError(f"{storage}: {error}; see abi wdbx verify") from None
+    return logs
 
 
 def read_manifest(storage: Storage, version: int, digest: bytes, erased: frozenset[int] = frozenset()) -> Manifest:

@@ -1,7 +1,6 @@
 """Whether a store is as it was written: every file, every link, every row. Finds all that is wrong, and names it."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import parse_history
 from abi_jax.wdbx.load import STORE_FILE, about_hash, erased_keys, open_ring, read_about, step_name
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
-from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
@@ -29,7 +28,7 @@ from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.storage.place import open_storage
-from abi_jax.wdbx.verify_chain import Line, chain_findings, in_order, line_up, witness_findings
+from abi_jax.wdbx.verify_chain import Line, chain_findings, line_up, witness_findings
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
 Progress = Callable[[str], None]
@@ -100,27 +99,27 @@ class _Walk:
         scans: list[Scan] = []
         for name in self.storage.names("log"):
             yield from self._log(name, store, scans)
-        scans = in_order(scans)
+        logs = in_order(scans)
         if not scans:
             yield Finding("log", "the last versions", "has no log file; expected at least one")
         if store is not None:
-            yield from self._records(scans, store, about["public_keys"])
+            yield from self._records(logs, store, about["public_keys"])
         pins: list[Pin] = []
         yield from self._pins(pins)
         kept = {pin.manifest for pin in pins}
         with contextlib.suppress(DamagedError):  # which is told below
             kept |= set(read_witness("it", self.storage.read(HEAD_FILE) or b"").kept)
         manifests: list[Manifest] = []
-        yield from self._manifests(scans, kept, manifests)
+        yield from self._manifests(logs, kept, manifests)
         for manifest in manifests:
             yield from self._history(manifest, first=manifest is manifests[0])
-        line_up(self.line, scans)
-        yield from chain_findings(self.line, scans, manifests[0] if manifests else None)
+        line_up(self.line, logs)
+        yield from chain_findings(self.line, logs, manifests[0] if manifests else None)
         owners = self.storage.read("lock") or b""
         if not OWNERS.fullmatch(owners):
             yield Finding("lock", "who writes", f"is {owners[:40]!r}; expected lines that name processes")
         said = self.storage.read(HEAD_FILE)
-        yield from witness_findings(said, self.line, scans, closed=not owners and not self.written)
+        yield from witness_findings(said, self.line, logs, closed=not owners and not self.written)
         yield from self._strays()
 
     def _log(self, name: str, store: bytes | None, scans: list[Scan]) -> Iterator[Finding]:
@@ -134,11 +133,11 @@ class _Walk:
             return
         scans.append(scan(head, data))
 
-    def _records(self, scans: list[Scan], store: bytes, public_keys: list[str]) -> Iterator[Finding]:
+    def _records(self, logs: Logs, store: bytes, public_keys: list[str]) -> Iterator[Finding]:
         """What only somebody with the keys could have written, and signatures."""
         with contextlib.suppress(DamagedError):  # a record that does not open is told below
-            self.erased = erased_keys(self.storage.ring, [record for each in scans for record in each.records])
-        for each in scans:
+            self.erased = erased_keys(self.storage.ring, logs.records)
+        for each in logs.scans:
             for version, wrong in wrong_records(self.storage.ring, each.records, self.erased, store, public_keys):
                 yield Finding(f"log/{each.head.name}", f"version {version}", wrong)
 
@@ -152,14 +151,9 @@ class _Walk:
                 except DamagedError as error:
                     yield Finding(f"pins/{name}", "what a reader reads", str(error))
 
-    def _manifests(self, scans: list[Scan], kept: set[str], manifests: list[Manifest]) -> Iterator[Finding]:
+    def _manifests(self, logs: Logs, kept: set[str], manifests: list[Manifest]) -> Iterator[Finding]:
         """The manifest in force first, then the one before it, then those that readers stand on."""
-        wanted: tuple[int, str] | None = None
-        if scans and scans[-1].head.manifest:
-            wanted = (scans[-1].head.manifest, scans[-1].head.manifest_hash.hex())
-        for record in (record for each in scans for record in each.records if record.head.kind is Kind.SEAL):
-            said = json.loads(record.payload)
-            wanted = (said["version"], said["hash"])
+        wanted: tuple[int, str] | None = (logs.manifest[0], logs.manifest[1].hex()) if logs.manifest[0] else None
         newest = ""
         for why in ("in force", "before"):
             if wanted is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.findings import Finding
-from abi_jax.wdbx.log.file import Scan
+from abi_jax.wdbx.log.order import Logs
 from abi_jax.wdbx.log.record import GENESIS, Head
 from abi_jax.wdbx.manifest import Manifest
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
@@ -43,37 +43,23 @@ class Line:
         return {0: GENESIS.hex()} | {head.version: head.link.hex() for head in self.heads}
 
 
-def in_order(scans: list[Scan]) -> list[Scan]:
-    """Log files in the order in which they were begun, each without the versions that a later one has."""
-    made = sorted(scans, key=lambda each: (each.head.epoch, each.head.first))
-    ends = [min((after.head.first for after in made[i + 1 :]), default=None) for i in range(len(made))]
-    return [
-        each if end is None else each.before(end)
-        for each, end in zip(made, ends, strict=True)
-        if end is None or end > each.head.first
-    ]
-
-
-def line_up(line: Line, scans: list[Scan]) -> None:
+def line_up(line: Line, logs: Logs) -> None:
     """Adds the versions of logs behind those that are sealed."""
-    for each in scans:
+    for each in logs.scans:
         line.cut(each.head.first)
         line.add([record.head for record in each.records], f"log/{each.head.name}")
 
 
-def chain_findings(line: Line, scans: list[Scan], manifest: Manifest | None) -> Iterator[Finding]:
+def chain_findings(line: Line, logs: Logs, manifest: Manifest | None) -> Iterator[Finding]:
     """Whether every link follows from the one before, from the first version to the last; what is said of them."""
     links = line.links()
-    for each in scans:
+    yield from logs.wrong()
+    for each in logs.scans:
         file = f"log/{each.head.name}"
         if links.get(each.head.first - 1) != each.head.link.hex():
             said = f"does not go on from version {each.head.first - 1}, or that is not there"
             yield Finding(file, f"versions from {each.head.first}", said)
-        if each.damaged_version:
-            yield Finding(
-                file, f"version {each.damaged_version} and later", "a record is damaged that was acknowledged"
-            )
-        elif each.torn:
+        if each.torn and not each.damaged_version:
             left = f"ends with {each.size - each.end} bytes that are no record: cut off, or damaged"
             yield Finding(file, f"version {each.next_version}", left)
     previous, version = GENESIS, 0
@@ -87,7 +73,7 @@ def chain_findings(line: Line, scans: list[Scan], manifest: Manifest | None) -> 
         yield Finding("manifests", f"up to version {manifest.version}", "its link is not the chain's")
 
 
-def witness_findings(data: bytes | None, line: Line, scans: list[Scan], closed: bool) -> Iterator[Finding]:
+def witness_findings(data: bytes | None, line: Line, logs: Logs, closed: bool) -> Iterator[Finding]:
     """What is wrong with the file `head`: damaged, an older one put back, or the chain is another than it says.
 
     closed: nobody writes, and the last who did closed the store: then it says where the chain ends. Otherwise it was
@@ -104,7 +90,7 @@ def witness_findings(data: bytes | None, line: Line, scans: list[Scan], closed: 
         yield Finding(HEAD_FILE, holds, str(error))
         return
     holds = f"version {said.version}"
-    epoch = scans[-1].head.epoch if scans else said.epoch
+    epoch = logs.newest.head.epoch if logs.scans else said.epoch
     later = [head for head in line.heads if head.version > said.version]
     if said.version > line.version:
         yield Finding(HEAD_FILE, holds, f"the chain ends at version {line.version}: its end was cut off")

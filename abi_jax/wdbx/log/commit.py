@@ -249,6 +249,7 @@ class Commits:
         except OSError as error:
             try:
                 self._log.truncate(self.size)
+                self._log.sync()  # a power cut must not bring it back, behind the end that another file begins at
                 self._uncertain = False
             except OSError as second:
                 self._broken = f"the log could not be cut off where a write had failed: {second.strerror}"

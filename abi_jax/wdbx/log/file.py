@@ -40,6 +40,12 @@ class LogHead:
         return f"{self.first:020d}-{self.epoch:08d}.wal"
 
 
+def begun(name: str) -> tuple[int, int]:
+    """Epoch and first version in the name of a log file; zeros for a name that is none of a log's."""
+    first, _, epoch = name.removesuffix(".wal").partition("-")
+    return (int(epoch), int(first)) if first.isdecimal() and epoch.isdecimal() else (0, 0)
+
+
 def parse_log_head(data: bytes | memoryview) -> LogHead | None:
     """Reads the head of a log file; None where the bytes are not one."""
     if len(data) < LOG_HEAD.size:
@@ -141,5 +147,4 @@ def _acknowledged(view: memoryview, at: int, epoch: int, version: int) -> bool:
 
 def epoch_of(log: str) -> int:
     """The epoch in the name of a log file; 0 for a name that is none of a log's."""
-    epoch = log.removesuffix(".wal").rpartition("-")[2]
-    return int(epoch) if epoch.isdecimal() else 0
+    return begun(log)[0]

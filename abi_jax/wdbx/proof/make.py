@@ -6,7 +6,7 @@ from abi_jax.errors import InputError
 from abi_jax.lineage_receipt import Receipt
 from abi_jax.wdbx.digest import tree_levels, tree_path
 from abi_jax.wdbx.errors import DamagedError, WdbxError
-from abi_jax.wdbx.load import chained, read_logs, step_name
+from abi_jax.wdbx.load import read_logs, step_name
 from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, Sealed
 from abi_jax.wdbx.proof.form import Leaf, Proof
@@ -60,7 +60,7 @@ def prove(database: "Database", number: int, id_: str | int, version: int, to: R
 
 def _records(database: "Database", first: int) -> list[Record]:
     """Everything behind version `first`, from the log."""
-    made = [each for each in chained(read_logs(database.storage, database.store)) if each.head.version > first]
+    made = [each for each in read_logs(database.storage, database.store).records if each.head.version > first]
     if [each.head.version for each in made[: database.version - first]] != [*range(first + 1, database.version + 1)]:
         raise DamagedError(f"{database.storage}: versions behind {first} are in no log file")
     return made[: database.version - first]
