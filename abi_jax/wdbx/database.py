@@ -266,7 +266,7 @@ class Database(Store):
                 tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
             ):
                 try:
-                    return copy_store(self.storage, Path(path), pinned.version, bar.update)
+                    return copy_store(self.storage, LocalStorage(Path(path)), pinned.version, bar.update)
                 except InputError:
                     if self.mode != "r" or attempt == ATTEMPTS or self.refresh() == pinned.version:
                         raise  # else its log was sealed by another process

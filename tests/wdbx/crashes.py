@@ -5,7 +5,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,15 @@ class Operations(Quick):
     def _die(self, half: str) -> None:
         if half:
             raise Killed
+
+    def copy(self, source: Path, target: Path, progress: Callable[[int], None] = lambda size: None) -> str:
+        half = self.step("copy", target)
+        digest = super().copy(source, target, progress)
+        self._number(target, new=True)
+        if half:
+            os.truncate(target, self.random.randrange(target.stat().st_size + 1))
+        self._die(half)
+        return digest
 
     def sync(self, path: Path) -> None:
         half = self.step("sync", path)

@@ -1,9 +1,10 @@
 """What a store asks of a file system: one small operation a method, so that a test can stop the world at each."""
 
 import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from abi_jax.files import sync_folder
 from abi_jax.wdbx.storage.arrays import save_arrays
+
+COPIED_AT_ONCE = 1 << 22  # bytes
 
 
 class LogFile(Protocol):
@@ -36,6 +39,16 @@ class FileOperations:
         """Writes a new file. Raises `FileExistsError` where there is one."""
         with path.open("xb") as file:
             file.write(data)
+
+    def copy(self, source: Path, target: Path, progress: Callable[[int], None] = lambda size: None) -> str:
+        """Writes a new file that holds what another does; its SHA-256, hexadecimal. progress: is told of every part."""
+        hashed = hashlib.sha256()
+        with source.open("rb") as read, target.open("xb") as file:
+            while data := read.read(COPIED_AT_ONCE):
+                hashed.update(data)
+                file.write(data)
+                progress(len(data))
+        return hashed.hexdigest()
 
     def sync(self, path: Path) -> None:
         """Waits until what a file holds is on disk."""
