@@ -23,8 +23,8 @@ from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
 from abi_jax.wdbx.receipt import receipt_findings
-from abi_jax.wdbx.seal import segment_content
 from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.segment_digest import segment_content
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.storage.place import open_storage

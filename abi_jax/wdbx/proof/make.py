@@ -12,8 +12,8 @@ from abi_jax.wdbx.manifest import Manifest, Sealed
 from abi_jax.wdbx.proof.form import Leaf, Proof
 from abi_jax.wdbx.proof.replay import State, brings, replay, tells
 from abi_jax.wdbx.rows import make_ids
-from abi_jax.wdbx.seal import segment_digests, segment_messages
 from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.segment_digest import segment_digests, segment_messages
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.view import View
 
