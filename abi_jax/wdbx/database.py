@@ -147,6 +147,9 @@ class Database(Store):
             raise InputError(f"collection {number} was erased at version {collection.erased}")
         if not self._has(collection, version):
             raise InputError(f"collection {collection.spec.name!r} was not there at version {version}")
+        if 0 < collection.dropped <= collection.horizon:
+            said = f"was dropped at version {collection.dropped}, and no version of it is kept any more"
+            raise InputError(f"collection {collection.spec.name!r} {said}")
         if version < collection.horizon:
             raise InputError(f"version {version} is no longer kept; expected {collection.horizon} or later")
         return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count, self.mesh)

@@ -26,6 +26,11 @@ class CollectionEntry:
     erased: int = 0
     retention: float | None = None
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing of it can be read any more, at any version."""
+        return self.erased > 0 or 0 < self.dropped <= self.horizon
+
     def said(self) -> dict[str, Any]:
         """What the file says; settings that nobody made are left out."""
         made = asdict(self) | {"spec": self.spec.to_json()}

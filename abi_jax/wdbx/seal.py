@@ -6,7 +6,7 @@ much can no longer be read, are merged with the tail on the way: there is no oth
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,9 @@ def seal(
         in_force(made)
         for step in steps:
             _swap(step)
+        for number, entry in plan.collections.items():
+            if entry.gone:
+                _let_go(contents.collections[number], entry.horizon)
         contents.heads = [head for head in contents.heads if head.version > manifest.version]
 
 
@@ -109,6 +112,10 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
     shares, collections = [], {}
     for each in contents.collections.values():
         since = max(each.horizon, horizon(each))
+        entry = CollectionEntry(each.spec, each.created, since, each.dropped, each.erased, each.retention)
+        if entry.gone:
+            collections[each.number] = entry
+            continue
         rows = each.rows
         segments = () if each.dropped else rows.segments
         groups = grouped(each.spec, segments) if everything else [choose(each.spec, segments, rows.tail.count, since)]
@@ -119,14 +126,7 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
             if share.count or share.deaths or share.merged:
                 shares.append(share)
         written = any(share.count or share.merged for share in shares if share.collection is each)
-        collections[each.number] = CollectionEntry(
-            each.spec,
-            each.created,
-            since if written else each.horizon,
-            each.dropped,
-            each.erased,
-            each.retention,
-        )
+        collections[each.number] = entry if written else replace(entry, horizon=each.horizon)
     heads = [head for head in contents.heads if head.version <= at.version]
     return _Plan(at, shares, heads, dict(contents.tags), dict(contents.parents), collections)
 
@@ -156,7 +156,7 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
     ]
     history = add_history(storage, old.history if old else {}, plan.heads)
     gone = {each.number for share in plan.shares for each in share.merged}.union(*husks.values())
-    there = {number for number, entry in plan.collections.items() if not entry.erased}
+    there = {number for number, entry in plan.collections.items() if not entry.gone}
     segments = {
         number: entry
         for number, entry in (old.segments.items() if old else ())
@@ -257,3 +257,9 @@ def _swap(step: _Step) -> None:
         segments.append(step.segment)
     tail: Tail = collection.tail.rest(share.count) if share.count else collection.tail
     collection.rows = RowSet(tuple(segments), tail)
+
+
+def _let_go(collection: Collection, horizon: int) -> None:
+    """Forgets the rows of a collection of which no version can be read any more."""
+    collection.rows, collection.deaths = RowSet((), Tail(collection.spec)), []
+    collection.horizon = max(collection.horizon, horizon)
