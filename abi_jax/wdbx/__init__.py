@@ -8,13 +8,14 @@ from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.database import open_store as open
 from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, ProofError, WdbxError
 from abi_jax.wdbx.findings import Finding
+from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.proof.check import Proven, check_proof
 from abi_jax.wdbx.proof.form import Proof, read_proof
 from abi_jax.wdbx.snapshot import Snapshot
 from abi_jax.wdbx.stats import CollectionStats, Stats
 from abi_jax.wdbx.transfer.backup import Copied, restore
 from abi_jax.wdbx.verify import verify_store as verify
-from abi_jax.wdbx.view import Hit, Row, View
+from abi_jax.wdbx.view import Row, View
 
 __all__ = [
     "Client",

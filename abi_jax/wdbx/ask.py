@@ -9,10 +9,11 @@ import numpy as np
 from abi_jax.errors import InputError
 from abi_jax.wdbx.encoder import Encoder, encode
 from abi_jax.wdbx.given import check_top_k
+from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion
 from abi_jax.wdbx.text.search import fused_hits, text_fields
-from abi_jax.wdbx.view import Hit, View
+from abi_jax.wdbx.view import View
 
 QUERY_MODES = ("vector", "keyword", "hybrid")
 

@@ -16,10 +16,10 @@ from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.database import Database, open_store
 from abi_jax.wdbx.encoder import Encoder, dimension
 from abi_jax.wdbx.given import whole
+from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.spec import DOCUMENT, make_spec
 from abi_jax.wdbx.transfer.infer import infer_value
 from abi_jax.wdbx.versions import At
-from abi_jax.wdbx.view import Hit
 
 ID, VECTOR, SCORE = "doc_id", "vector", "score"
 Record = Mapping[str, Any]

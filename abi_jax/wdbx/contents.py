@@ -16,10 +16,14 @@ from abi_jax.wdbx.tail import Tail
 
 @dataclass(frozen=True)
 class RowSet:
-    """Where a collection's rows are: in segments, then in a tail. Replaced whole: a reader sees every row once."""
+    """Where a collection's rows are: in segments, then in a tail. Replaced whole: a reader sees every row once.
+
+    views: what was made of them to be read last, by what it was made for.
+    """
 
     segments: tuple[Segment, ...]
     tail: Tail
+    views: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,12 @@ class Database(Store):
             raise InputError(f"collection {collection.spec.name!r} {said}")
         if version < collection.horizon:
             raise InputError(f"version {version} is no longer kept; expected {collection.horizon} or later")
-        return View(collection.spec, version, rows.segments, rows.tail, rows.tail.count, self.mesh)
+        made_for = (version, rows.tail.count, self.mesh)
+        view: View | None = rows.views.get(made_for)
+        if view is None:
+            rows.views.clear()
+            view = rows.views[made_for] = View(collection.spec, version, rows.segments, rows.tail, *made_for[1:])
+        return view
 
     def views(self, at: At = None) -> dict[str, View]:
         """All collections that were there at a version and can still be read, by name."""

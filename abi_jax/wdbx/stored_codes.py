@@ -14,7 +14,7 @@ from abi_jax.wdbx.spec import CollectionSpec
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
 
-PREFIX = "codes2_"  # another number wherever what search makes of codes has changed: others are not looked at
+PREFIX = "codes3_"  # another number wherever what search makes of codes has changed: others are not looked at
 WORTH_STORING = 4096  # rows
 FIELDS = ("codes", "scale", "offset", "error")
 
@@ -35,7 +35,7 @@ def stored_codes(arrays: Mapping[str, np.ndarray]) -> "Codes | None":
     if PREFIX + "longest" not in arrays:
         return None
     from abi_jax.wdbx.search.codes import Codes
-    from abi_jax.wdbx.search.kernels import CodeArrays
+    from abi_jax.wdbx.search.kernels.arrays import CodeArrays
 
     codes, scale, offset, error = (arrays[PREFIX + name] for name in FIELDS)
     made = CodeArrays(codes, scale, offset, error, np.zeros(0, np.int32))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 from abi_jax.errors import InputError
 from abi_jax.wdbx.filters import make_filter
 from abi_jax.wdbx.given import check_recall, check_top_k
+from abi_jax.wdbx.hits import Hit, hits, named
 from abi_jax.wdbx.rows import make_ids, make_vectors
 from abi_jax.wdbx.search.engine import Part, explain, search
-from abi_jax.wdbx.search.exact import best_first
-from abi_jax.wdbx.search.flat import Found, row_norms
+from abi_jax.wdbx.search.flat import row_norms
+from abi_jax.wdbx.search.found import Found
 from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
@@ -36,20 +37,6 @@ class Row:
     vector: np.ndarray
     metadata: dict[str, Any]
     born: int
-    document: str | None = None
-
-
-@dataclass(frozen=True)
-class Hit:
-    """What a query found.
-
-    score: cosine or inner product, best when high, or squared distance, best when low; by words BM25, by both the sum
-    of reciprocal ranks, best when high. document: the row's text, where the collection has texts.
-    """
-
-    id: str | int
-    score: float
-    metadata: dict[str, Any]
     document: str | None = None
 
 
@@ -151,7 +138,7 @@ class View:
 
         queries: `[B, dim]`. where: see `filters`.
         """
-        return [self.hits(each, top_k, self.spec.metric) for each in self._found(queries, top_k, where)]
+        return self.hits(self._found(queries, top_k, where), check_top_k(top_k))
 
     def search_arrays(
         self, queries: Any, top_k: int = 10, where: Mapping[str, Any] | None = None
@@ -162,25 +149,19 @@ class View:
         """
         if self.spec.ids != "int":
             raise InputError(f"collection {self.spec.name} has ids of type {self.spec.ids}; expected int")
-        found = self._found(queries, top_k, where)
-        if not found:
-            return np.zeros((0, top_k), np.int64), np.zeros((0, top_k), np.float32)
-        ids, scores = np.full((len(found), top_k), -1, np.int64), np.full((len(found), top_k), np.nan, np.float32)
-        counts = [len(each.rows) for each in found]
-        parts, rows = np.concatenate([each.parts for each in found]), np.concatenate([each.rows for each in found])
-        named = np.empty(len(rows), np.int64)
-        for part in range(len(self.segments) + 1):
-            at = parts == part
-            if at.any():
-                named[at] = self._ids(part, rows[at])
-        for i, (each, names) in enumerate(zip(found, np.split(named, np.cumsum(counts[:-1])), strict=True)):
-            best = np.lexsort((names, best_first(self.spec.metric, each.scores)))[:top_k]
-            ids[i, : len(best)], scores[i, : len(best)] = names[best], each.scores[best]
+        top_k = check_top_k(top_k)
+        best = named(self._found(queries, top_k, where), self._ids, False, top_k)
+        if len(best.counts) and best.counts.min() == top_k:
+            return best.ids, best.scores
+        there = np.arange(top_k) < best.counts[:, None]
+        ids, scores = np.full(there.shape, -1, np.int64), np.full(there.shape, np.nan, np.float32)
+        inside = there[:, : best.ids.shape[1]]
+        ids[there], scores[there] = best.ids[inside], best.scores[inside]
         return ids, scores
 
-    def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> list[Found]:
+    def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> Found:
         top_k = check_top_k(top_k)
-        checked = make_vectors(self._query_spec(), queries, "query")
+        checked = make_vectors(self._query_spec, queries, "query")
         if self.mesh is not None:
             return self.mesh(self.spec, self._mesh_parts(self.allowed(where)), self.spec.metric, checked, top_k)
         return search(self._parts(where), self.spec.metric, checked, top_k, self.recall)
@@ -195,7 +176,18 @@ class View:
 
     def with_recall(self, recall: float) -> "View":
         """The same view, asked for that share of the nearest rows, on average."""
-        return replace(self, recall=check_recall(recall))
+        recall = check_recall(recall)
+        if recall == self.recall:
+            return self
+        if recall not in self._recalls:
+            self._recalls.clear()
+            self._recalls[recall] = replace(self, recall=recall)
+        return self._recalls[recall]
+
+    @cached_property
+    def _recalls(self) -> dict[float, "View"]:
+        """The last of its kind, since what a view has made ready is its own."""
+        return {}
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists; how many have."""
@@ -227,11 +219,18 @@ class View:
         ]
         return [*sealed, alive[-1] & passed(self.tail.metadata(self.count)) if alive[-1].any() else alive[-1]]
 
+    @cached_property
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
 
     def _parts(self, where: Mapping[str, Any] | None) -> list[Part]:
-        allowed: Sequence[np.ndarray | None] = self.allowed(where) if where is not None else self._alive_or_all()
+        return self._all_parts if where is None else self._make_parts(self.allowed(where))
+
+    @cached_property
+    def _all_parts(self) -> list[Part]:
+        return self._make_parts(self._alive_or_all())
+
+    def _make_parts(self, allowed: Sequence[np.ndarray | None]) -> list[Part]:
         parts = [
             Part(each.vectors, alive, partial(getattr, each, "norms"), partial(getattr, each, "codes"), each.index)
             for each, alive in zip(self.segments, allowed, strict=False)
@@ -247,22 +246,9 @@ class View:
         parts = [MeshPart(each, each.vectors, alive) for each, alive in zip(self.segments, allowed, strict=False)]
         return [*parts, MeshPart(self.tail, self.tail.vectors[: self.count], allowed[-1])]
 
-    def hits(self, found: Found, top_k: int, metric: str) -> list[Hit]:
+    def hits(self, found: Found, top_k: int) -> list[list[Hit]]:
         """What was found, with ids and metadata: the `top_k` best; of equal scores, the lower id first."""
-        ids: list[Any] = [None] * len(found.rows)
-        about: list[dict[str, Any]] = [{}] * len(found.rows)
-        for part in np.unique(found.parts).tolist():
-            at = np.flatnonzero(found.parts == part)
-            for i, each in zip(at.tolist(), self._ids(part, found.rows[at]), strict=True):
-                ids[i] = each
-        keys = best_first(metric, found.scores).tolist()
-        order = sorted(range(len(ids)), key=lambda i: (keys[i], id_key(ids[i])))[:top_k]
-        kept = np.array(order, np.int64)
-        for part in np.unique(found.parts[kept]).tolist():
-            at = kept[found.parts[kept] == part]
-            for i, each in zip(at.tolist(), self._metadata(part, found.rows[at]), strict=True):
-                about[i] = each
-        return [Hit(ids[i], float(found.scores[i]), about[i], about[i].pop(DOCUMENT, None)) for i in order]
+        return hits(found, self._ids, self.spec.ids != "int", self._metadata, top_k)
 
 
 def id_key(id_: str | int) -> bytes | int:

@@ -23,8 +23,9 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database, open_store
+from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.integrations.metadata import open_collection, pack, unpack
-from abi_jax.wdbx.view import Hit, Row
+from abi_jax.wdbx.view import Row
 
 
 class WdbxVectorStore(VectorStore):

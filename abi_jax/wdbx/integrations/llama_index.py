@@ -31,8 +31,9 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from abi_jax.errors import InputError
 from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.database import Database
+from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.integrations.metadata import REST, open_collection
-from abi_jax.wdbx.view import Hit, Row
+from abi_jax.wdbx.view import Row
 
 REF, NODE = "ref_doc_id", "node_id"
 MODES = {

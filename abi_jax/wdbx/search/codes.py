@@ -2,7 +2,7 @@
 
 A row x is s c + r with c int8; a query is q = t h + e with h int16. Scores are higher the better: q.x, q.x / |x|, or
 2 q.x - |x|^2. Then |q.x - s t (c.h)| <= |q| |r| + |e| |x|: a row is left out for certain when `top_k` rows score more
-than s t (c.h) + |q| |r| + |e| |x|.
+than s t (c.h) + |q| |r| + |e| |x|. Where less than all is asked for, |q| |r| counts as it is likely to be.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from threading import Lock
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels import GROUP, TILE, CodeArrays, QueryArrays, code_queries, encode
-from abi_jax.wdbx.search.simd import WIDTH
+from abi_jax.wdbx.search.kernels.arrays import TILE, CodeArrays, QueryArrays
+from abi_jax.wdbx.search.kernels.coding import code_queries, encode
 from abi_jax.wdbx.search.threads import shares
 
 ROWS_AT_ONCE = 1 << 14  # of a type that is turned into float32 first
-ROUNDING = 2.0**-20  # of what float32 makes of a score, relative to lengths
+PADDED = 32  # dimensions are padded to a multiple of so many, the same on every machine
 INFLATED = np.float32(1.0001)  # errors are computed in float32 themselves
 LARGEST = 32767
 SMALLEST = np.float64(1e-300)
@@ -58,11 +58,11 @@ class CodesMaker:
         self._named = named
         self._metric = metric
         self._dim = dim
-        self._as_they_are = dtype == np.int8 and dim % WIDTH == 0
+        self._as_they_are = dtype == np.int8 and dim % PADDED == 0
         self._lock = Lock()
         self._made = 0
         self._longest = 0.0
-        self._codes = np.zeros((0, -(-dim // WIDTH) * WIDTH), np.int8)
+        self._codes = np.zeros((0, -(-dim // PADDED) * PADDED), np.int8)
         self._scale = np.zeros(0, np.float32)
         self._offset = np.zeros(0, np.float32)
         self._error = np.zeros(0, np.float32)
@@ -130,35 +130,25 @@ def _longer(array: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries as codes; what these leave of each, float64 `[B]`; the queries themselves, of length 1 under cosine.
-
-    exact: float64 `[B, D]`. squares: float64 `[B]`, of their lengths.
-    """
+    """Queries as codes, and as they are, float64 `[B, D]`; of length 1 under cosine."""
 
     metric: str
     arrays: QueryArrays
-    left: np.ndarray
     exact: np.ndarray
-    squares: np.ndarray
 
     def __len__(self) -> int:
         return len(self.exact)
 
-    def slack(self, longest: float) -> np.ndarray:
-        """What a score may be off besides the error of the rows, float32 `[B]`."""
-        double = 2 if self.metric == "l2" else 1
-        made = double * longest * (self.left + ROUNDING * self.arrays.lengths)
-        return (made + (ROUNDING * (longest**2 + self.squares) if self.metric == "l2" else 0)).astype(np.float32)
 
-
-def make_query_codes(metric: str, queries: np.ndarray) -> QueryCodes:
-    """Codes of queries float32 `[B, D]`."""
+def make_query_codes(metric: str, queries: np.ndarray, share: float = 1.0) -> QueryCodes:
+    """Codes of queries float32 `[B, D]`. share: of the largest error of codes, what counts."""
     count, dim = queries.shape
-    padded = -(-dim // WIDTH) * WIDTH
+    padded = -(-dim // PADDED) * PADDED
     most = min(LARGEST, (2**31 - 1) // (128 * padded))
-    codes = np.zeros((count + GROUP, padded), np.int16)
-    steps, lengths = np.empty(count, np.float32), np.empty(count, np.float32)
-    left, squares, exact = np.empty(count), np.empty(count), np.empty((count, dim))
+    codes = np.empty((count, padded), np.int16) if padded == dim else np.zeros((count, padded), np.int16)
+    steps, lengths = np.empty((2, count), np.float32)
+    left, squares = np.empty((2, count))
+    exact = np.empty((count, dim))
     given = np.ascontiguousarray(queries, np.float32)
-    code_queries(given, metric == "cosine", most, codes, steps, lengths, left, exact, squares)
-    return QueryCodes(metric, QueryArrays(codes, np.arange(count), steps, lengths), left, exact, squares)
+    code_queries(given, metric == "cosine", most, share, codes, steps, lengths, left, squares, exact)
+    return QueryCodes(metric, QueryArrays(codes, steps, lengths, left, squares), exact)

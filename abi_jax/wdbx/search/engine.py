@@ -4,15 +4,15 @@ With a recall of 1 the answer is that of `flat.search`, either way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from abi_jax.wdbx.search import flat
-from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.search.found import Found
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
@@ -36,6 +36,24 @@ class Part:
     codes: "Callable[[], Codes]"
     index: "Callable[[], Index | None]" = lambda: None
 
+    @cached_property
+    def _allowed(self) -> np.ndarray | None:
+        return None if self.allowed is None or self.allowed.all() else self.allowed
+
+    def coded(self, recall: float) -> "CodedPart":
+        """The rows with their codes; in the order of lists, where these are of use and there are some."""
+        from abi_jax.wdbx.search.host import NO_CODES, CodedPart
+
+        if not len(self.vectors):
+            return CodedPart(self.vectors, NO_CODES)
+        index = self.index() if recall < 1 else None
+        codes = self.codes() if index is None else index.codes
+        made: CodedPart | None = self.__dict__.get("_coded")
+        if made is None or made.codes is not codes or (made.lists is None) != (index is None):
+            made = CodedPart(self.vectors, codes, self._allowed, None if index is None else index.lists)
+            self.__dict__["_coded"] = made  # beside what `cached_property` keeps
+        return made
+
 
 @cache
 def compiled() -> bool:
@@ -43,7 +61,7 @@ def compiled() -> bool:
     return find_spec("numba") is not None
 
 
-def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> list[Found]:
+def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> Found:
     """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
 
     recall: of the best rows, how many are to be found on average; 1: all, for certain.
@@ -54,12 +72,7 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, 
         return flat.search(every, metric, queries, top_k)
     from abi_jax.wdbx.search import host
 
-    filled = [number for number, each in enumerate(parts) if len(each.vectors)]
-    found = host.search([_coded(parts[number], recall) for number in filled], metric, queries, top_k, recall)
-    if filled == list(range(len(filled))):
-        return found
-    numbers = np.array(filled)
-    return [replace(each, parts=numbers[each.parts]) for each in found]
+    return host.search([each.coded(recall) for each in parts], metric, queries, top_k, recall)
 
 
 def explain(parts: Sequence[Part], recall: float, top_k: int) -> "list[Plan]":
@@ -69,7 +82,7 @@ def explain(parts: Sequence[Part], recall: float, top_k: int) -> "list[Plan]":
     if _few_rows(parts):
         why = f"fewer than {FEW_ROWS} rows in all" if compiled() else "numba is not installed"
         return [Plan("flat", len(each.vectors), len(each.vectors), 0, why) for each in parts]
-    return [choose(_coded(each, recall), recall, top_k) for each in parts]
+    return [choose(each.coded(recall), recall, top_k) for each in parts]
 
 
 def _few_rows(parts: Sequence[Part]) -> bool:
@@ -78,13 +91,3 @@ def _few_rows(parts: Sequence[Part]) -> bool:
 
 def _mask(part: Part) -> np.ndarray:
     return np.ones(len(part.vectors), bool) if part.allowed is None else part.allowed
-
-
-def _coded(part: Part, recall: float) -> "CodedPart":
-    from abi_jax.wdbx.search.host import CodedPart
-
-    index = part.index() if recall < 1 else None
-    allowed = None if part.allowed is None or part.allowed.all() else part.allowed
-    if index is not None:
-        return CodedPart(part.vectors, index.codes, allowed, index.lists)
-    return CodedPart(part.vectors, part.codes(), allowed)

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from abi_jax.wdbx.search.exact import best_first, exact_scores
+from abi_jax.wdbx.search.found import Best, Found, found_of
 
 ROWS_AT_ONCE = 1 << 15
 TINY = 2.0**-24
@@ -41,15 +42,6 @@ def row_norms(vectors: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates of one query: part, row in it, and exact score, best first."""
-
-    parts: np.ndarray
-    rows: np.ndarray
-    scores: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Near:
     """Rows of a part, what they score about, and by how much that may be off."""
 
@@ -59,7 +51,7 @@ class _Near:
     margin: float
 
 
-def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) -> list[Found]:
+def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) -> Found:
     """The best rows of each query `[B, D]`, float32; those that tie with the last one are all there."""
     kept: list[list[_Near]] = [[] for _ in queries]
     lengths = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))
@@ -76,10 +68,11 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) 
                     floor = np.partition(scores, len(rows) - top_k)[len(rows) - top_k] - 2 * margin[q]
                     near = np.flatnonzero(scores >= floor)
                 kept[q].append(_Near(number, rows[near], scores[near], margin[q]))
-    return [_decide(parts, metric, query, each, top_k) for query, each in zip(queries, kept, strict=True)]
+    best = [_decide(parts, metric, query, each, top_k) for query, each in zip(queries, kept, strict=True)]
+    return found_of(best, [len(each.vectors) for each in parts])
 
 
-def search_rows(parts: Sequence[Part], rows: Sequence[np.ndarray], metric: str, query: np.ndarray, top_k: int) -> Found:
+def search_rows(parts: Sequence[Part], rows: Sequence[np.ndarray], metric: str, query: np.ndarray, top_k: int) -> Best:
     """The best of some rows of every part, for one query `[D]`."""
     length = np.sqrt(np.square(query, dtype=np.float64).sum(keepdims=True))
     kept = []
@@ -111,9 +104,9 @@ def _coarse(metric: str, queries: np.ndarray, part: Part, rows: np.ndarray) -> n
     return np.asarray(products if metric == "ip" else 2 * products - np.square(norms))
 
 
-def _decide(parts: Sequence[Part], metric: str, query: np.ndarray, kept: list[_Near], top_k: int) -> Found:
+def _decide(parts: Sequence[Part], metric: str, query: np.ndarray, kept: list[_Near], top_k: int) -> Best:
     if not kept:
-        return Found(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return Best(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     low = np.concatenate([each.scores - each.margin for each in kept])
     floor = np.partition(low, len(low) - top_k)[len(low) - top_k] if len(low) > top_k else -np.inf
     chosen = [(each.part, each.rows[each.scores + each.margin >= floor]) for each in kept]
@@ -124,4 +117,4 @@ def _decide(parts: Sequence[Part], metric: str, query: np.ndarray, kept: list[_N
     order = np.argsort(keys, kind="stable")
     if len(order) > top_k:
         order = order[keys[order] <= keys[order[top_k - 1]]]
-    return Found(where[order], rows[order], scores[order])
+    return Best(where[order], rows[order], scores[order])

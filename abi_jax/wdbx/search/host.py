@@ -1,38 +1,29 @@
 """Search on a CPU: codes say which rows are worth a look, exact scores decide. docs/architecture.md, "Search"."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
-from abi_jax.wdbx.search.codes import Codes, QueryCodes, make_query_codes
-from abi_jax.wdbx.search.flat import Found
-from abi_jax.wdbx.search.ivf import Lists, probe
-from abi_jax.wdbx.search.kernels import (
-    GROUP,
-    OVERFLOW,
-    TILE,
-    Kept,
-    QueryArrays,
-    Ranges,
-    best,
-    gather,
-    rank,
-    rescore,
-    scan,
-)
-from abi_jax.wdbx.search.plan import DEVIATIONS, choose
+from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
+from abi_jax.wdbx.search.found import Found, bases_of, stacked
+from abi_jax.wdbx.search.ivf import QUERIES_OF_A_SHARE, Lists
+from abi_jax.wdbx.search.kernels.arrays import OVERFLOW, TILE, Kept
+from abi_jax.wdbx.search.kernels.decide import decide, gather
+from abi_jax.wdbx.search.kernels.scan import scan_lists, scan_tiles
+from abi_jax.wdbx.search.plan import DEVIATIONS, Plan, choose
 from abi_jax.wdbx.search.threads import run, shares, workers
 
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
 SHARE = 1 << 21  # products that are worth a thread
 AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them
-QUERIES_OF_A_SHARE = 32  # that are worth a thread where exact scores are computed
 NOTHING = np.zeros(0, np.int32)
 NOWHERE = np.zeros(0, np.int64)
 EVERYTHING = np.zeros(0, bool)
+NO_CODES = CodesMaker("ip", 1, np.dtype(np.float32)).of(np.zeros((0, 1), np.float32))
 
 
 @dataclass(frozen=True)
@@ -47,52 +38,41 @@ class CodedPart:
     allowed: np.ndarray | None = None
     lists: Lists | None = None
 
+    @cached_property
+    def plans(self) -> dict[tuple[float, int], Plan]:
+        """Plans that were made, by recall and `top_k`."""
+        return {}
 
-def search(
-    parts: Sequence[CodedPart], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0
-) -> list[Found]:
+    def plan(self, recall: float, top_k: int) -> Plan:
+        """How the part is searched."""
+        made = self.plans.get((recall, top_k))
+        if made is None:
+            made = self.plans[recall, top_k] = choose(self, recall, top_k)
+        return made
+
+
+def search(parts: Sequence[CodedPart], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> Found:
     """The best rows of each query `[B, D]`, float32; those that tie with the last one are all there.
 
     recall: of the best rows, how many are to be found on average; 1: all, for certain.
     """
     if len(queries) > AT_ONCE:
         some = [queries[start : start + AT_ONCE] for start in range(0, len(queries), AT_ONCE)]
-        return [found for each in some for found in search(parts, metric, each, top_k, recall)]
-    coded = make_query_codes(metric, queries)
-    search_ = _Search(parts, coded if recall >= 1 else _likely(coded), top_k)
-    plans = [choose(part, recall, top_k) for part in parts]
-    for number in sorted(range(len(parts)), key=lambda i: -plans[i].rows):
-        part, plan = parts[number], plans[number]
-        if plan.way == "ivf" and part.lists is not None:
-            search_.scan(number, *probe(part.lists, search_.queries, plan.nearest))
+        return stacked([search(parts, metric, each, top_k, recall) for each in some])
+    share = 1.0 if recall >= 1 else min(1.0, DEVIATIONS / queries.shape[1] ** 0.5)
+    search_ = _Search(parts, make_query_codes(metric, queries, share), top_k)
+    plans = [(part.plan(recall, top_k), number) for number, part in enumerate(parts) if len(part.codes)]
+    by_lists = False
+    for plan, number in sorted(plans, key=lambda each: -each[0].rows):
+        lists = parts[number].lists
+        if plan.way == "ivf" and lists is not None:
+            search_.scan_lists(number, lists, plan.nearest)
+            by_lists = True
         else:
-            search_.scan(number, whole(part, len(queries), plan.way == "gather"), search_.queries.arrays)
-    if any(plan.way == "ivf" for plan in plans) and search_.found_too_few():
+            search_.scan_all(number, plan.way == "gather")
+    if by_lists and search_.found_too_few():
         return search(parts, metric, queries, top_k)
     return search_.decide()
-
-
-def _likely(queries: QueryCodes) -> QueryCodes:
-    """Queries for which an error of codes counts as it is likely to be, not as it could be at most."""
-    share = np.float32(min(1.0, DEVIATIONS / np.sqrt(queries.exact.shape[1])))
-    return replace(queries, arrays=queries.arrays._replace(lengths=queries.arrays.lengths * share))
-
-
-def whole(part: CodedPart, queries: int, one_by_one: bool) -> Ranges:
-    """All rows for all queries; only those that are allowed, if `one_by_one`."""
-    rows, count = NOTHING, len(part.codes)
-    if one_by_one and part.allowed is not None:
-        rows = part.codes.places(np.flatnonzero(part.allowed))
-        count = len(rows)
-    starts = np.arange(0, count, TILE)
-    groups = np.arange(0, queries, GROUP)
-    return Ranges(
-        np.repeat(starts, len(groups)),
-        np.repeat(np.minimum(starts + TILE, count), len(groups)),
-        np.tile(groups, len(starts)),
-        np.tile(np.minimum(GROUP, queries - groups), len(starts)),
-        rows,
-    )
 
 
 class _Search:
@@ -102,97 +82,124 @@ class _Search:
         self.parts = parts
         self.queries = queries
         self.top_k = top_k
-        self.bases = np.cumsum([0, *(len(each.codes) for each in parts)])
+        self.bases = bases_of(*(len(each.codes) for each in parts))
         self.floors = np.full(len(queries), -np.inf, np.float32)
-        self.kept: list[Kept] = []
+        self.kept = [_nothing_kept(len(queries), top_k)]
 
-    def scan(self, number: int, ranges: Ranges, queries: QueryArrays) -> None:
-        """Looks at ranges of part `number`, in as many threads as they are worth. queries: those that ranges name."""
-        part = self.parts[number]
-        work = np.cumsum((ranges.ends - ranges.starts) * ranges.counts) * part.codes.arrays.codes.shape[1]
-        if not len(work):
-            return
-        threads = max(1, min(workers(), int(work[-1]) // SHARE))
+    def scan_all(self, number: int, one_by_one: bool) -> None:
+        """Looks at all rows of a part, in as many threads as they are worth; at the allowed ones, if `one_by_one`."""
+        part, rows = self.parts[number], NOTHING
+        count = len(part.codes)
+        if one_by_one and part.allowed is not None:
+            rows = part.codes.places(np.flatnonzero(part.allowed))
+            count = len(rows)
+        work = count * len(self.queries) * part.codes.arrays.codes.shape[1]
+        threads = max(1, min(workers(), work // SHARE, -(-count // TILE)))
         while len(self.kept) < threads:
             self.kept.append(_nothing_kept(len(self.queries), self.top_k))
-        edges = [*np.searchsorted(work, [work[-1] * i // threads for i in range(threads)]).tolist(), len(work)]
-        run([partial(self._scan, number, ranges, queries, edges[i], edges[i + 1], i) for i in range(threads)])
+        tiles = -(-count // TILE)
+        edges = [min(count, tiles * i // threads * TILE) for i in range(threads + 1)]
 
-    def _scan(self, number: int, ranges: Ranges, queries: QueryArrays, first: int, last: int, thread: int) -> None:
-        part, base = self.parts[number], int(self.bases[number])
+        def scan(first: int, last: int, thread: int) -> None:
+            about = (*self._about(number), rows, first, last, *self.queries.arrays, self.floors)
+            heaps, sizes = self.kept[thread].heaps.copy(), self.kept[thread].sizes.copy()
+            while scan_tiles(*about, *self.kept[thread]) == OVERFLOW:
+                self._widen(number, thread, heaps, sizes)
+
+        run([partial(scan, edges[i], edges[i + 1], i) for i in range(threads)])
+
+    def scan_lists(self, number: int, lists: Lists, nearest: int) -> None:
+        """Looks at the `nearest` lists of a part, in as many threads as queries are worth."""
+        heaps, sizes = self.kept[0].heaps.copy(), self.kept[0].sizes.copy()
+        about = (*lists.arrays, min(nearest, len(lists.centroids)), *self._about(number))
+        full = True
+        while full:
+            full = False
+
+            def scan(first: int, last: int) -> None:
+                nonlocal full
+                asked = (first, last, *self.queries.arrays, self.floors)
+                if scan_lists(*about, *asked, *self.kept[0]) == OVERFLOW:
+                    full = True
+
+            shares(len(self.queries), scan, QUERIES_OF_A_SHARE)
+            if full:
+                self._widen(number, 0, heaps, sizes)
+
+    def _about(self, number: int) -> tuple[Any, ...]:
+        part = self.parts[number]
         allowed = EVERYTHING if part.allowed is None else part.allowed
-        slack = self.queries.slack(part.codes.longest)
-        before = self.kept[thread]
-        heaps, sizes = before.heaps.copy(), before.sizes.copy()
-        about = (base, allowed, *ranges, first, last, *queries, slack, self.floors)
-        while scan(*part.codes.arrays, *about, *self.kept[thread]) == OVERFLOW:
-            self.kept[thread] = _wider(self.kept[thread], heaps, sizes, base, len(part.codes))
+        return (*part.codes.arrays, part.codes.longest, int(self.bases[number]), allowed)
+
+    def _widen(self, number: int, thread: int, heaps: np.ndarray, sizes: np.ndarray) -> None:
+        """Twice the room, and nothing of the part that had too little: heaps and sizes are as they were before it."""
+        kept, base, end = self.kept[thread], self.bases[number], self.bases[number + 1]
+        made = _nothing_kept(len(sizes), max(self.top_k, kept.found.shape[1] // 2), self.top_k)
+        for query, count in enumerate(kept.numbers.tolist()):
+            row = kept.found[query, :count]
+            others = np.flatnonzero((row < base) | (row >= end))
+            made.numbers[query] = len(others)
+            made.found[query, : len(others)] = row[others]
+            made.upper[query, : len(others)] = kept.upper[query, others]
+        made.heaps[:], made.sizes[:] = heaps, sizes
+        self.kept[thread] = made
 
     def found_too_few(self) -> bool:
         """Whether some query has less than `top_k` rows, though there are more that may be found."""
-        counts = np.sum([each.numbers for each in self.kept], axis=0) if self.kept else np.zeros(len(self.queries))
-        if counts.min(initial=self.top_k) >= self.top_k:
+        counts = self.kept[0].numbers
+        for each in self.kept[1:]:
+            counts = counts + each.numbers
+        least = int(counts.min())
+        if least >= self.top_k:
             return False
         allowed = [len(each.codes) if each.allowed is None else np.count_nonzero(each.allowed) for each in self.parts]
-        return bool(counts.min(initial=self.top_k) < min(self.top_k, sum(allowed)))
+        return bool(least < min(self.top_k, sum(allowed)))
 
-    def decide(self) -> list[Found]:
+    def decide(self) -> Found:
         """Exact scores of what was kept, and the best of these."""
-        count, metric = len(self.queries), METRIC_NUMBERS[self.queries.metric]
-        room = sum(each.found.shape[1] for each in self.kept)
-        rows, bounds = np.empty((count, room), np.int64), np.empty((count, room), np.float32)
-        counts = np.zeros(count, np.int64)
-        for each in self.kept:
-            gather(each.found, each.upper, each.numbers, self.floors, rows, bounds, counts)
-        widest = int(counts.max(initial=0))
-        exact, scores = np.full((count, widest), np.nan), np.empty((count, widest), np.float32)
-        heaps, sizes = np.empty((count, self.top_k)), np.zeros(count, np.int64)
-        bases = self.bases.tolist()[:-1]
-        vectors = [_as_float32(part, base, rows, counts) for part, base in zip(self.parts, bases, strict=True)]
-        exactly, squares = self.queries.exact, self.queries.squares
+        count = len(self.queries)
+        if len(self.kept) == 1 and all(_is_float32(each) for each in self.parts):
+            _, _, rows, bounds, counts = self.kept[0]
+        else:
+            room = sum(each.found.shape[1] for each in self.kept)
+            rows, bounds = np.empty((count, room), np.int64), np.empty((count, room), np.float32)
+            counts = np.zeros(count, np.int64)
+            for each in self.kept:
+                gather(each.found, each.upper, each.numbers, self.floors, rows, bounds, counts)
+        exact, scores = np.empty(rows.shape), np.empty(rows.shape, np.float32)
+        heaps, sizes = np.empty((count, self.top_k)), np.empty(count, np.int64)
+        metric, asked, squares = METRIC_NUMBERS[self.queries.metric], self.queries.exact, self.queries.arrays.squares
+        bases = zip(self.parts, self.bases.tolist(), strict=False)
+        vectors = [_as_float32(part, base, rows, counts) for part, base in bases if len(part.codes)]
+        tied = np.zeros(count, bool)
 
         def work(first: int, last: int) -> None:
-            rank(first, last, rows, bounds, counts)
-            for base, (block, wanted) in zip(bases, vectors, strict=True):
-                rescore(
-                    metric,
-                    block,
-                    wanted,
-                    base,
-                    first,
-                    last,
-                    exactly,
-                    squares,
-                    rows,
-                    bounds,
-                    counts,
-                    heaps,
-                    sizes,
-                    exact,
-                )
-            best(metric, self.top_k, first, last, rows, exact, counts, scores)
+            for number, (block, wanted, base) in enumerate(vectors):
+                turn = (number == 0, number == len(vectors) - 1, first, last)
+                kept = (rows, bounds, counts, heaps, sizes, exact, scores, tied)
+                decide(metric, block, wanted, base, *turn, asked, squares, self.floors, *kept)
 
-        shares(count, work, QUERIES_OF_A_SHARE)
-        return [self._found(rows[q, :found], scores[q, :found]) for q, found in enumerate(counts.tolist())]
-
-    def _found(self, rows: np.ndarray, scores: np.ndarray) -> Found:
-        if len(self.parts) == 1:
-            return Found(np.zeros(len(rows), np.int64), rows, scores)
-        parts = np.searchsorted(self.bases, rows, "right") - 1
-        return Found(parts, rows - self.bases[parts], scores)
+        shares(count, work, 2 * QUERIES_OF_A_SHARE)
+        widest = int(counts.max(initial=0))
+        return Found(rows[:, :widest], scores[:, :widest], counts, tied, self.bases)
 
 
-def _as_float32(part: CodedPart, base: int, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of a part, float32, and, where these are but some, the numbers of their rows, ascending, else nothing."""
-    if isinstance(part.vectors, np.ndarray) and part.vectors.dtype == np.float32:
-        return np.asarray(part.vectors), NOWHERE
+def _is_float32(part: CodedPart) -> bool:
+    return isinstance(part.vectors, np.ndarray) and part.vectors.dtype == np.float32
+
+
+def _as_float32(part: CodedPart, base: int, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors of a part, float32, the number of the first; and, where these are but some, those of all, ascending."""
+    if _is_float32(part):
+        return np.asarray(part.vectors), NOWHERE, base
     there = (rows >= base) & (rows < base + len(part.codes)) & (np.arange(rows.shape[1]) < counts[:, None])
     wanted = np.unique(rows[there])
-    return np.asarray(part.vectors[wanted - base]).astype(np.float32), wanted
+    return np.asarray(part.vectors[wanted - base]).astype(np.float32), wanted, base
 
 
-def _nothing_kept(queries: int, top_k: int) -> Kept:
-    room = max(ROOM, 4 * top_k)
+def _nothing_kept(queries: int, least: int, top_k: int | None = None) -> Kept:
+    """Room for four times `least` rows of each query."""
+    room, top_k = max(ROOM, 4 * least), least if top_k is None else top_k
     return Kept(
         np.full((queries, top_k), -np.inf, np.float32),
         np.zeros(queries, np.int64),
@@ -200,15 +207,3 @@ def _nothing_kept(queries: int, top_k: int) -> Kept:
         np.empty((queries, room), np.float32),
         np.zeros(queries, np.int64),
     )
-
-
-def _wider(kept: Kept, heaps: np.ndarray, sizes: np.ndarray, base: int, rows: int) -> Kept:
-    """Twice the room, and nothing of the part whose scan had too little: heaps and sizes are as they were before it."""
-    made = _nothing_kept(len(sizes), max(heaps.shape[1], kept.found.shape[1] // 2))
-    for query, count in enumerate(kept.numbers.tolist()):
-        row = kept.found[query, :count]
-        others = np.flatnonzero((row < base) | (row >= base + rows))
-        made.numbers[query] = len(others)
-        made.found[query, : len(others)] = row[others]
-        made.upper[query, : len(others)] = kept.upper[query, others]
-    return made._replace(heaps=heaps.copy(), sizes=sizes.copy())

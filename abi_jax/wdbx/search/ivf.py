@@ -11,10 +11,10 @@ from math import ceil
 import numpy as np
 
 from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
-from abi_jax.wdbx.search.kernels import GROUP, CodeArrays, QueryArrays, Ranges, add_up, assign, nearest_lists
+from abi_jax.wdbx.search.kernels.arrays import ListArrays
+from abi_jax.wdbx.search.kernels.lists import add_up, assign, nearest_lists
 from abi_jax.wdbx.search.threads import shares
 
-NOTHING = np.zeros(0, np.int32)
 CAREFUL = 0.3
 QUERIES_OF_A_SHARE = 32  # that are worth a thread
 SAMPLE = 40  # rows a list that centroids are learned from
@@ -55,22 +55,18 @@ class Lists:
         return float(np.square(sizes).sum() / max(1.0, sizes.sum()))
 
     @cached_property
-    def codes(self) -> CodeArrays:
-        """Centroids as codes."""
-        return CodesMaker("ip", self.centroids.shape[1], np.dtype(np.float32)).of(self.centroids).arrays
-
-    @cached_property
-    def penalty(self) -> np.ndarray:
-        """What is taken off products with centroids, float32 `[L]`."""
-        return _penalty(self.metric, self.centroids)
+    def arrays(self) -> ListArrays:
+        """Centroids as codes, and where lists end."""
+        coded = CodesMaker("ip", self.centroids.shape[1], np.dtype(np.float32)).of(self.centroids).arrays
+        return ListArrays(coded.codes, coded.scale, _penalty(self.metric, self.centroids), self.ends)
 
     def nearest(self, queries: QueryCodes, count: int) -> np.ndarray:
-        """The lists that are nearest to each query, nearest first, int64 `[B, count]`."""
-        chosen = np.empty((len(queries), min(count, len(self.centroids))), np.int64)
-        about, codes = queries.arrays, self.codes
+        """The lists that are nearest to each query, nearest first, int32 `[B, count]`."""
+        chosen = np.empty((len(queries), min(count, len(self.centroids))), np.int32)
+        about = queries.arrays
 
         def work(first: int, last: int) -> None:
-            nearest_lists(codes.codes, codes.scale, self.penalty, about.codes, about.steps, first, last, chosen)
+            nearest_lists(*self.arrays[:3], about.codes, about.steps, first, last, chosen[first:last])
 
         shares(len(queries), work, QUERIES_OF_A_SHARE)
         return chosen
@@ -122,31 +118,3 @@ def _assign(metric: str, codes: np.ndarray, scale: np.ndarray, centroids: np.nda
     lists, scores = np.empty(len(scale), np.int32), np.empty(len(scale), np.float32)
     shares(len(scale), lambda a, b: assign(codes, scale, a, b, coded.codes, coded.steps, penalty, lists, scores))
     return lists, scores
-
-
-def probe(lists: Lists, queries: QueryCodes, nearest: int) -> tuple[Ranges, QueryArrays]:
-    """The ranges of the `nearest` lists of each query, and queries in the order in which ranges name them."""
-    count = len(queries)
-    chosen = lists.nearest(queries, nearest)
-    nearest = chosen.shape[1]
-    if count == 1:
-        zeros = np.zeros(nearest, np.int64)
-        return Ranges(lists.ends[chosen[0]], lists.ends[chosen[0] + 1], zeros, zeros + 1, NOTHING), queries.arrays
-    numbers, of = chosen.reshape(-1), np.repeat(np.arange(count), nearest)
-    later = np.arange(len(numbers)) % nearest > 0  # nearest lists come first: floors rise early
-    key = numbers + np.where(later, len(lists.centroids), 0)
-    by = np.argsort(key, kind="stable")
-    key, of, numbers = key[by], of[by], numbers[by]
-    begins = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-    sizes = np.diff([*begins, len(key)])
-    groups = -(-sizes // GROUP)
-    number = np.repeat(np.arange(len(begins)), groups)
-    inside = np.arange(len(number)) - np.repeat(np.cumsum(groups) - groups, groups)
-    firsts = begins[number] + inside * GROUP
-    counts = np.minimum(GROUP, sizes[number] - inside * GROUP)
-    which = numbers[begins[number]]
-    arrays = queries.arrays
-    order = np.concatenate([of, np.full(GROUP, count)])  # what a last, smaller group is multiplied with, too
-    made = QueryArrays(arrays.codes[order], of, arrays.steps, arrays.lengths)
-    ranges = Ranges(lists.ends[which], lists.ends[which + 1], firsts, counts, NOTHING)
-    return ranges, made

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from abi_jax.wdbx.search.codes import Codes, make_query_codes
-from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.search.found import Best
 from abi_jax.wdbx.search.host import CodedPart, search
 from abi_jax.wdbx.search.ivf import Lists
 
@@ -63,10 +63,10 @@ class _Others:
                 apart = self._distances(queries[i], each) > self._least
                 found[i] = each.rows[apart][:count]
 
-    def _search(self, queries: np.ndarray, count: int) -> Sequence[Found]:
-        return search([self._part], self._metric, queries, count + 1)
+    def _search(self, queries: np.ndarray, count: int) -> Sequence[Best]:
+        return search([self._part], self._metric, queries, count + 1).each()
 
-    def _distances(self, query: np.ndarray, found: Found) -> np.ndarray:
+    def _distances(self, query: np.ndarray, found: Best) -> np.ndarray:
         """Squared distances of what was found, of directions under cosine, float32."""
         if self._metric == "l2":
             return found.scores

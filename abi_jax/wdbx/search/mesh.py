@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from abi_jax.errors import InputError
 from abi_jax.wdbx.errors import WdbxError
 from abi_jax.wdbx.search.exact import best_first, exact_scores
-from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.search.found import Best, Found, found_of
 from abi_jax.wdbx.search.mesh_pages import PageShape, Queries, encode_queries, margin, page_shape
 from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.search.mesh_pool import Pool, Scanned
@@ -74,18 +74,18 @@ class MeshSearch:
 
     def __call__(
         self, collection: Hashable, parts: Sequence[MeshPart], metric: str, queries: np.ndarray, top_k: int
-    ) -> list[Found]:
+    ) -> Found:
         """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
 
         collection: whose rows these are; its pages are kept together.
         """
-        found: list[Found] = []
+        found: list[Best] = []
         keep = keep_for(self._shape(parts, metric, queries.shape[1]).compute, parts, top_k)
         most = min(KEPT_AT_ONCE // keep, MOST_QUERIES.get(self.programs.platform, BATCHES[-1]))
         step = max((size for size in BATCHES if size <= most), default=1)
         for start in range(0, len(queries), step):
             found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep)
-        return found
+        return found_of(found, [len(each.vectors) for each in parts])
 
     def _shape(self, parts: Sequence[MeshPart], metric: str, dim: int) -> PageShape:
         compute = self.config.compute
@@ -102,7 +102,7 @@ class MeshSearch:
         queries: np.ndarray,
         top_k: int,
         keep: int,
-    ) -> list[Found]:
+    ) -> list[Best]:
         batch = next(size for size in BATCHES if size >= len(queries))
         with self.programs.lock:
             pool = self._pool(collection, parts, metric, queries.shape[1])
@@ -266,9 +266,7 @@ def locate(
     return part, at
 
 
-def decide(
-    parts: Sequence[MeshPart], metric: str, queries: np.ndarray, top_k: int, near: Sequence[Near]
-) -> list[Found]:
+def decide(parts: Sequence[MeshPart], metric: str, queries: np.ndarray, top_k: int, near: Sequence[Near]) -> list[Best]:
     """The best candidates of each query by their exact scores; those that tie with the last one are all there."""
     query = np.concatenate([np.zeros(0, np.int64), *(each.query for each in near)])
     part = np.concatenate([np.zeros(0, np.int64), *(each.part for each in near)])
@@ -288,7 +286,7 @@ def decide(
         mine = order[start:end]
         if len(mine) > top_k:
             mine = mine[keys[mine] <= keys[mine[top_k - 1]]]
-        found.append(Found(part[mine], row[mine], scores[mine]))
+        found.append(Best(part[mine], row[mine], scores[mine]))
     return found
 
 

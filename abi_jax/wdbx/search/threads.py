@@ -52,6 +52,9 @@ def run(tasks: list[Callable[[], None]]) -> None:
 
 def shares(rows: int, work: Callable[[int, int], None], smallest: int = SMALLEST) -> None:
     """Calls `work(first, last)` for as many parts of `rows` rows as there are cores and they are worth."""
+    if rows < 2 * smallest:
+        work(0, rows)
+        return
     count = max(1, min(workers(), rows // smallest))
     edges = [rows * i // count for i in range(count + 1)]
     run([partial(work, edges[i], edges[i + 1]) for i in range(count)])

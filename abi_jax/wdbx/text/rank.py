@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from abi_jax.wdbx.search.flat import Found
+from abi_jax.wdbx.search.found import Best, Found, found_of
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.postings import Postings
 
@@ -148,7 +148,9 @@ def rank(
         found.append((np.full(len(near.rows), part), near.rows.astype(np.int64), exact))
     parts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
     best = scores >= _floor([scores], top_k)
-    return Found(parts[best], rows[best], scores[best])
+    order = np.argsort(-scores[best], kind="stable")
+    kept = Best(*(each[best][order] for each in (parts, rows, scores)))
+    return found_of([kept], [len(each) for each in allowed])
 
 
 def _nearest(terms: Sequence[_Term], allowed: Sequence[np.ndarray], top_k: int) -> list[_Near]:

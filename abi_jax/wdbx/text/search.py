@@ -13,7 +13,8 @@ from abi_jax.wdbx.text.rank import PartWords, rank
 from abi_jax.wdbx.text.words import words_of
 
 if TYPE_CHECKING:
-    from abi_jax.wdbx.view import Hit, View
+    from abi_jax.wdbx.hits import Hit
+    from abi_jax.wdbx.view import View
 
 
 def keyword_search(
@@ -30,7 +31,7 @@ def keyword_search(
     alive = view.alive()
     allowed = alive if where is None else view.allowed(where)
     parts = [_parts(view, field, alive) for field in text_fields(view.spec, fields)]
-    return view.hits(rank(parts, words_of(text), settings, allowed, top_k), top_k, "ip")
+    return view.hits(rank(parts, words_of(text), settings, allowed, top_k), top_k)[0]
 
 
 def _parts(view: "View", field: str, alive: Sequence[np.ndarray]) -> list[PartWords]:
@@ -61,7 +62,8 @@ def text_fields(spec: CollectionSpec, fields: Sequence[str] | None) -> list[str]
 
 def fused_hits(near: Sequence["Hit"], worded: Sequence["Hit"], top_k: int, fusion: Fusion) -> list["Hit"]:
     """The `top_k` best of two lists of hits by reciprocal ranks; of equal scores, the lower id first."""
-    from abi_jax.wdbx.view import Hit, id_key
+    from abi_jax.wdbx.hits import Hit
+    from abi_jax.wdbx.view import id_key
 
     known = {hit.id: hit for hit in (*near, *worded)}
     fused = fuse([[hit.id for hit in near], [hit.id for hit in worded]], fusion.k)

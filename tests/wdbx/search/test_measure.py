@@ -30,11 +30,8 @@ def recall(metric: str, vectors: np.ndarray, index: Index, wanted: float) -> flo
     queries = clustered(2, 200)
     exact = search([CodedPart(vectors, index.codes)], metric, queries, TOP_K)
     found = search([CodedPart(vectors, index.codes, None, index.lists)], metric, queries, TOP_K, wanted)
-    worst = [each.scores[TOP_K - 1] for each in exact]
-    if metric == "l2":
-        good = [each.scores[:TOP_K] <= last for each, last in zip(found, worst, strict=True)]
-    else:
-        good = [each.scores[:TOP_K] >= last for each, last in zip(found, worst, strict=True)]
+    worst, scores = exact.scores[:, TOP_K - 1 : TOP_K], found.scores[:, :TOP_K]
+    good = scores <= worst if metric == "l2" else scores >= worst
     return float(np.mean(good))
 
 

@@ -67,11 +67,11 @@ def test_as_scoring_every_row(texts: list[list[str]], top_k: int, monkeypatch: p
         for number in range(0, ROWS, 400):
             words = texts[number] + ["w0", "w1"]
             found = rank([parts], words, settings, np.split(allowed, [1500]), top_k)
-            rows = found.rows + 1500 * found.parts
+            rows = found.rows[0]
             expected = np.where(allowed, everywhere(texts, alive, words, settings), 0)
             floor = np.sort(expected)[-top_k]
             assert sorted(rows.tolist()) == np.flatnonzero((expected >= floor) & (expected > 0)).tolist()
-            np.testing.assert_allclose(found.scores, expected[rows], rtol=1e-12)
+            np.testing.assert_allclose(found.scores[0], expected[rows], rtol=1e-12)
     asked = [{*texts[number], "w0", "w1"} for number in range(0, ROWS, 400)]
     every = 2 * sum(word in text for words in asked for word in words for text in texts)
     assert sum(added_up) < (0.7 if top_k < 200 else 2) * every

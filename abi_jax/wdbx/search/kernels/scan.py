@@ -1,0 +1,229 @@
+"""Scans: products of codes with queries, of which those rows are kept that may be among the best."""
+
+import numpy as np
+
+from abi_jax.wdbx.search.kernels.arrays import GROUP, OVERFLOW, ROUNDING, TILE, CodeArrays, Kept, QueryArrays
+from abi_jax.wdbx.search.kernels.compile import kernel, part
+from abi_jax.wdbx.search.kernels.heap import push, sift_down
+from abi_jax.wdbx.search.kernels.lists import arrange, nearest_lists
+from abi_jax.wdbx.search.kernels.multiply import multiply
+from abi_jax.wdbx.search.kernels.simd import BITS, first_bit, reaching
+
+CAREFUL = np.float32(2.0**-22)  # of a floor less what it is off by: more than rounding takes from it
+FLOAT = {"error_model": "numpy", "fastmath": {"nnan", "nsz"}}
+
+
+@kernel(**FLOAT)
+def scan_tiles(  # type: ignore[no-untyped-def]
+    codes,
+    scale,
+    offset,
+    error,
+    names,
+    longest,
+    base,
+    allowed,
+    rows,
+    first,
+    last,
+    queries,
+    steps,
+    lengths,
+    left,
+    squares,
+    floors,
+    heaps,
+    sizes,
+    found,
+    upper,
+    numbers,
+):
+    """Looks at rows `first` to `last` of all codes, or of `rows` where it has any, for every query.
+
+    The arguments are those of `CodeArrays`, whose longest row is `longest` and row 0 is told as `base`, `QueryArrays`
+    and `Kept`. allowed: bool `[n]`, empty where all rows may be found. floors: float32 `[B]`; threads may share it,
+    since any floor ever written holds. Returns `OVERFLOW` where there is no room.
+    """
+    of = CodeArrays(codes, scale, offset, error, names)
+    asked = QueryArrays(queries, steps, lengths, left, squares)
+    kept = Kept(heaps, sizes, found, upper, numbers)
+    slack = np.empty(steps.size, np.float32)
+    _slack(longest, offset.size != 0, asked, slack)
+    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
+    order = np.arange(steps.size)
+    return _tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores)
+
+
+@part(**FLOAT)
+def _tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+    at = first
+    while at < last:
+        stop = min(last, (at // TILE + 1) * TILE)
+        for group in range(0, order.size, GROUP):
+            count = min(GROUP, order.size - group)
+            multiply(of.codes, rows, at, stop, asked.codes, order, group, count, products)
+            for lane in range(count):
+                query = group + lane
+                if rows.size != 0:
+                    full = _look_at(
+                        of, base, allowed, rows, at, stop, asked, slack, floors, kept, query, products, lane
+                    )
+                else:
+                    full = _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, products, lane, scores)
+                if full:
+                    return OVERFLOW
+        at = stop
+    return 0
+
+
+@kernel(**FLOAT)
+def scan_lists(  # type: ignore[no-untyped-def]
+    centroids,
+    centroid_scale,
+    penalty,
+    ends,
+    nearest,
+    codes,
+    scale,
+    offset,
+    error,
+    names,
+    longest,
+    base,
+    allowed,
+    first,
+    last,
+    queries,
+    steps,
+    lengths,
+    left,
+    squares,
+    floors,
+    heaps,
+    sizes,
+    found,
+    upper,
+    numbers,
+):
+    """Looks at the `nearest` lists of queries `first` to `last`.
+
+    The arguments are those of `ListArrays`, `CodeArrays`, `QueryArrays` and `Kept`: see `scan_tiles`.
+    """
+    of = CodeArrays(codes, scale, offset, error, names)
+    asked = QueryArrays(queries, steps, lengths, left, squares)
+    kept = Kept(heaps, sizes, found, upper, numbers)
+    slack = np.empty(steps.size, np.float32)
+    _slack(longest, offset.size != 0, asked, slack)
+    chosen = np.empty((last - first, nearest), np.int32)
+    nearest_lists(centroids, centroid_scale, penalty, queries, steps, first, last, chosen)
+    lists, begins, counts, order = arrange(chosen, first, ends.size - 1)
+    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
+    return _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores)
+
+
+@part(**FLOAT)
+def _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+    for number in range(lists.size):
+        at, end = ends[lists[number]], ends[lists[number] + 1]
+        while at < end:
+            stop = min(end, (at // TILE + 1) * TILE)
+            multiply(of.codes, order[:0], at, stop, asked.codes, order, begins[number], counts[number], products)
+            for lane in range(counts[number]):
+                query = order[begins[number] + lane]
+                if _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, products, lane, scores):
+                    return OVERFLOW
+            at = stop
+    return 0
+
+
+@part()
+def _slack(longest, squared, asked, made):  # type: ignore[no-untyped-def]
+    """What scores may be off besides the error of the rows, float32 `[B]`; see `search.codes`."""
+    for query in range(made.size):
+        off = longest * (asked.left[query] + ROUNDING * asked.lengths[query])
+        if squared:
+            off = 2 * off + ROUNDING * (longest**2 + asked.squares[query])
+        made[query] = off
+
+
+@part(**FLOAT)
+def _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, products, lane, scores):  # type: ignore[no-untyped-def]
+    """Keeps rows `at` to `stop`, which are of one tile, that reach the floor; whether there is no room.
+
+    products: of which those of `query` are in row `lane`.
+    """
+    step = asked.steps[query]
+    margin = asked.lengths[query] * of.error[at // TILE] + slack[query]
+    begin, count = np.uint64(at), np.uint64(stop - at)  # what may be negative is not looked at many at once
+    if of.offset.size == 0:
+        for i in range(count):
+            scores[i] = np.float32(products[lane, i]) * (of.scale[begin + i] * step)
+    else:
+        for i in range(count):
+            scores[i] = np.float32(products[lane, i]) * (of.scale[begin + i] * step) + of.offset[begin + i]
+    least = floors[query] - margin
+    least -= abs(least) * CAREFUL
+    for first in range(0, stop - at, BITS):
+        bits = reaching(scores.ctypes, np.int64(first), np.float32(least))
+        if first + BITS > stop - at:
+            bits &= (1 << (stop - at - first)) - 1
+        while bits != 0:
+            i = first + first_bit(bits)
+            bits &= bits - 1
+            value = scores[i]
+            if value + margin >= floors[query]:
+                row = np.int64(of.names[at + i]) if of.names.size != 0 else at + i
+                if (allowed.size == 0 or allowed[row]) and _keep(kept, floors, query, base + row, value, margin):
+                    return True
+    return False
+
+
+@part(**FLOAT)
+def _look_at(of, base, allowed, rows, at, stop, asked, slack, floors, kept, query, products, lane):  # type: ignore[no-untyped-def]
+    """Keeps those of `rows` `at` to `stop` that reach the floor; whether there is no room."""
+    step, length = asked.steps[query], asked.lengths[query]
+    for i in range(stop - at):
+        place = np.int64(rows[at + i])
+        margin = length * of.error[place // TILE] + slack[query]
+        value = np.float32(products[lane, i]) * (of.scale[place] * step)
+        if of.offset.size != 0:
+            value += of.offset[place]
+        if value + margin >= floors[query]:
+            row = np.int64(of.names[place]) if of.names.size != 0 else place
+            if (allowed.size == 0 or allowed[row]) and _keep(kept, floors, query, base + row, value, margin):
+                return True
+    return False
+
+
+@part(**FLOAT)
+def _keep(kept, floors, query, row, value, margin):  # type: ignore[no-untyped-def]
+    """Keeps a row, and raises the floor where it can; whether there is no room."""
+    heap, top_k, room = kept.heaps[query], kept.heaps.shape[1], kept.found.shape[1]
+    low, size = value - margin, kept.sizes[query]
+    if size < top_k:
+        push(heap, size, low)
+        kept.sizes[query] = size + 1
+    elif low > heap[0]:
+        sift_down(heap, top_k, low)
+    if kept.sizes[query] == top_k and heap[0] > floors[query]:
+        floors[query] = heap[0]
+    count = kept.numbers[query]
+    if count == room:
+        count = leave_out(kept.found[query], kept.upper[query], count, floors[query])
+        kept.numbers[query] = count
+        if count > room - room // 4:
+            return True
+    kept.found[query, count], kept.upper[query, count] = row, value + margin
+    kept.numbers[query] = count + 1
+    return False
+
+
+@part()
+def leave_out(found, upper, count, floor):  # type: ignore[no-untyped-def]
+    """Moves to the front the rows whose upper bound reaches `floor`; how many there are."""
+    kept = 0
+    for i in range(count):
+        if upper[i] >= floor:
+            found[kept], upper[kept] = found[i], upper[i]
+            kept += 1
+    return kept
