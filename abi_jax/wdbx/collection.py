@@ -60,7 +60,7 @@ class CollectionHandle:
 
     def on(self, mesh: "Mesh | MeshSearch", config: "MeshSearchConfig | None" = None) -> "CollectionHandle":
         """The collection, searched on the devices of a mesh, which keep its vectors as long as this is used."""
-        from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
+        from abi_jax.wdbx.on_mesh import on_mesh  # imported where it is asked for, since it takes a while
 
         made = copy(self)
         made._mesh = on_mesh(mesh, config)

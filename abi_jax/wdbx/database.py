@@ -226,6 +226,7 @@ class Database(Store):
         receipt: finds a store that was set back to an older state since, or is another. public_key, hexadecimal: who
         must have signed the receipt.
         """
+        self.check_open()
         return verify(self.storage, receipt=receipt, public_key=public_key)
 
     def link(self, at: At = None) -> str:
@@ -318,7 +319,7 @@ def open_store(
     signer = None if sign_with is None else signing_key(sign_with)
     searched = None
     if mesh is not None:  # before the store is locked, since it may be none
-        from abi_jax.wdbx.search.mesh import on_mesh  # imported where it is asked for, since it takes a while
+        from abi_jax.wdbx.on_mesh import on_mesh  # imported where it is asked for, since it takes a while
 
         searched = on_mesh(mesh)
     made = Database(open_storage(path), mode, retention, encoder=encoder, key=key, sign_with=signer)

@@ -88,8 +88,7 @@ class Store:
 
         Raises `WdbxError` where it has been closed.
         """
-        if self._closed:
-            raise WdbxError(f"{self.storage} is closed; expected a store that is open")
+        self.check_open()
         if self.mode == "r":
             looking = hold(self.storage, EVERYTHING)
             try:
@@ -103,8 +102,14 @@ class Store:
                 before.release()
         return self.version
 
+    def check_open(self) -> None:
+        """Raises `WdbxError` where it has been closed."""
+        if self._closed:
+            raise WdbxError(f"{self.storage} is closed; expected a store that is open")
+
     @property
     def _contents(self) -> Contents:
+        self.check_open()
         return self._loaded.contents
 
     @property
@@ -115,11 +120,13 @@ class Store:
     @property
     def store(self) -> bytes:
         """The 16 bytes that the store is known by."""
+        self.check_open()
         return self._loaded.store
 
     @property
     def sealed(self) -> Sealed:
         """The manifest in force."""
+        self.check_open()
         return self._sealed
 
     def _open_to_write(self) -> None:
@@ -182,8 +189,9 @@ class Store:
         self.storage.put(HEAD_FILE, Witness(contents.version, contents.link.hex(), epoch, closed, kept).encode())
 
     def _writing(self) -> Commits:
+        self.check_open()
         if self._commits is None:
-            raise WdbxError(f'{self.storage} is open for reading (or closed); expected mode="a" to write')
+            raise WdbxError(f'{self.storage} is open for reading; expected mode="a" to write')
         if self._forked:
             raise FencedError(
                 f"{self.storage} was opened by another process, of which this is a fork; expected to be opened in the "
@@ -298,7 +306,7 @@ class Store:
 
     def close(self) -> None:
         """Lets the store go; another process may write to it then."""
-        self._closed, closed = True, False
+        closed = False
         try:
             if self._background is not None and not self._forked:
                 self._background.stop()
@@ -313,6 +321,7 @@ class Store:
         finally:
             self._unlock(closed)
             self._commits = None
+            self._closed = True
 
     def _close_witness(self) -> bool:
         """Writes where the chain ends, unless another writer has taken the store over; whether it did."""

@@ -60,22 +60,6 @@ def test_a_copy_without_empty_folders(tmp_path: Path) -> None:
         assert db.verify() == []
 
 
-def test_a_mesh_that_is_none_leaves_nothing_locked(tmp_path: Path) -> None:
-    with pytest.raises((InputError, AttributeError)):
-        wdbx.open(tmp_path / "store", mesh="no mesh")  # type: ignore[arg-type]
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_reader_that_was_closed(tmp_path: Path) -> None:
-    with wdbx.open(tmp_path / "store") as db:
-        db.create_collection("c", 2)
-        reader = wdbx.open(tmp_path / "store", "r")
-        reader.close()
-        with pytest.raises(wdbx.WdbxError, match="is closed"):
-            reader.refresh()
-        assert db.stats().pins == ()
-
-
 class Meddles(FileOperations):
     """Takes away what looks unfinished, as `collect` does, whenever a file is about to get its name."""
 
