@@ -18,8 +18,9 @@ from abi_jax.wdbx.log.commit import Commits, Draft
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.manifest import Sealed, SegmentEntry, manifest_hash, manifest_name
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.segment_digest import file_hashes, rows_root, segment_content
+from abi_jax.wdbx.segment_digest import rows_root, segment_content
 from abi_jax.wdbx.spec import CollectionSpec
+from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE

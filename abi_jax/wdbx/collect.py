@@ -9,6 +9,8 @@ from abi_jax.wdbx.log.order import ends
 from abi_jax.wdbx.manifest import FOLDER, Sealed, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import Pin, held
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
+from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
+from abi_jax.wdbx.stored_lists import index_name
 
 PATIENCE = 0.5  # seconds
 
@@ -40,9 +42,10 @@ def collect(storage: Storage, sealed: Sealed, pins: Sequence[Pin]) -> None:
         needed.append(parse_manifest(name, data))
     names = {*_newest(sealed), *(pin.manifest for pin in pins)}
     steps = {step_name(number) for manifest in needed for number in manifest.segments}
+    indexes = {index_name(number) for manifest in needed for number in manifest.indexes}
     reserved = {step_name(number) for number in storage.reserved}
     history = {f"history/{name}" for manifest in needed for name in manifest.history}
-    for folder, kept in ((FOLDER, names), ("segments", steps), ("history", history)):
+    for folder, kept in ((FOLDER, names), ("segments", steps), (INDEXES, indexes), ("history", history)):
         for name in storage.names(folder):
             if f"{folder}/{name}" not in kept | reserved:
                 storage.delete(f"{folder}/{name}")

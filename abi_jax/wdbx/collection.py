@@ -196,5 +196,12 @@ class CollectionHandle:
         return (answer, view.explain(where, top_k)) if explain else answer
 
     def index(self) -> int:
-        """Waits until all segments that are worth it have inverted lists, for queries with a recall below 1."""
-        return self.view().index()
+        """Waits until all segments that are worth it have inverted lists, for queries with a recall below 1.
+
+        Who has the store open for writing seals it first, and stores the lists. Returns how many segments have some.
+        """
+        if self._database.mode != "r":
+            self._database.seal()
+        made = self.view().index()
+        self._database.index(self._number)
+        return made

@@ -59,12 +59,13 @@ class Database(Store):
         encoder: Encoder | None = None,
         key: KeySource | None = None,
         sign_with: Ed25519PrivateKey | None = None,
+        indexes: bool = True,
     ) -> None:
         """encoder: makes vectors of texts, for collections that are not given one of their own. Else as `Store`."""
         self.mesh: MeshSearch | None = None
         self._encoder = encoder
         self._encoders: dict[int, Encoder] = {}
-        super().__init__(storage, mode, retention, background, key, sign_with)
+        super().__init__(storage, mode, retention, background, key, sign_with, indexes)
 
     def create_collection(
         self,
@@ -304,6 +305,7 @@ def open_store(
     key: KeySource | None = None,
     sign_with: Ed25519PrivateKey | str | Path | None = None,
     mesh: "Mesh | MeshSearch | None" = None,
+    indexes: bool = True,
 ) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
@@ -312,7 +314,8 @@ def open_store(
     key: the master key of an encrypted store: 32 bytes, the path of a file that holds them, `env:NAME`, or a key
     service (`KeyService`). A store that is made with a key is encrypted. sign_with: an Ed25519 private key, or the path
     of one in PEM, that signs every version; a store that is made with one takes no others. mesh: devices that hold the
-    vectors of all collections and search them; None: this host does.
+    vectors of all collections and search them; None: this host does. indexes: whether who writes makes inverted lists
+    of large segments, in the background, and stores them for queries with a recall below 1.
 
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
@@ -322,6 +325,7 @@ def open_store(
         from abi_jax.wdbx.on_mesh import on_mesh  # imported where it is asked for, since it takes a while
 
         searched = on_mesh(mesh)
-    made = Database(open_storage(path), mode, retention, encoder=encoder, key=key, sign_with=signer)
+    storage = open_storage(path)
+    made = Database(storage, mode, retention, encoder=encoder, key=key, sign_with=signer, indexes=indexes)
     made.mesh = searched
     return made

@@ -19,6 +19,7 @@ from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, check_format, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.base import Storage
+from abi_jax.wdbx.stored_lists import StoredLists
 from abi_jax.wdbx.tail import Tail
 from abi_jax.wdbx.witness import HEAD_FILE, checked_hash, read_checked, read_witness
 
@@ -209,8 +210,13 @@ def open_sealed(storage: Storage, manifest: Manifest, before: Loaded | None = No
             else:
                 segment = Segment(number, collection.spec, step.first, arrays)
             collection.rows = RowSet((*collection.segments, segment), collection.tail)
+    segments = {segment.number: segment for each in made.collections.values() for segment in each.segments}
+    for number, index in manifest.indexes.items():
+        of = segments.get(index.segment)
+        if of is not None and (of.stored_lists is None or of.stored_lists.number != number):
+            of.stored_lists = StoredLists(storage, number, index.files, of.spec.metric, len(of))
     dead = np.concatenate(deaths)
-    for segment in (segment for each in made.collections.values() for segment in each.segments):
+    for segment in segments.values():
         own = dead[dead[:, 0] == segment.number]
         segment.die(own[:, 1], own[:, 2])
     return made

@@ -55,6 +55,14 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class IndexEntry:
+    """What a manifest says of an index. segment: whose rows it is of. files: SHA-256 of every file, by its path."""
+
+    segment: int
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class HistoryEntry:
     """What a manifest says of a file of heads."""
 
@@ -67,7 +75,8 @@ class HistoryEntry:
 class Manifest:
     """Everything up to `version`. `previous`: version and hash of the manifest before, None for the first.
 
-    parents: what versions said of models that the store stands on.
+    parents: what versions said of models that the store stands on. indexes: what was made of segments, and can be made
+    again.
     """
 
     store: str
@@ -80,6 +89,7 @@ class Manifest:
     history: Mapping[str, HistoryEntry] = field(default_factory=dict)
     tags: Mapping[str, int] = field(default_factory=dict)
     parents: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    indexes: Mapping[int, IndexEntry] = field(default_factory=dict)
 
     def encode(self, ring: Keyring | None) -> bytes:
         """The bytes of the file; with data keys, what it says in words is sealed."""
@@ -88,7 +98,10 @@ class Manifest:
             "collections": {str(number): each.said() for number, each in self.collections.items()},
             "segments": {str(number): asdict(each) for number, each in self.segments.items()},
             "parents": {str(version): list(each) for version, each in self.parents.items()},
+            "indexes": {str(number): asdict(each) for number, each in self.indexes.items()},
         }
+        if not self.indexes:  # as manifests were before there were any
+            del said["indexes"]
         return canonical(said if ring is None else hide(ring, said)) + b"\n"
 
 
@@ -150,6 +163,7 @@ def parse_manifest(
             {n: HistoryEntry(**e) for n, e in said["history"].items()},
             said["tags"],
             {int(version): links for version, links in said["parents"].items()},
+            {int(n): IndexEntry(**e) for n, e in said.get("indexes", {}).items()},
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         if isinstance(error, WdbxError):

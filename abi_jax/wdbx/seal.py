@@ -21,7 +21,8 @@ from abi_jax.wdbx.log.record import Head, Kind
 from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
 from abi_jax.wdbx.merge import Merged, Source, choose, grouped, kept, merge
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.segment_digest import file_hashes, segment_content
+from abi_jax.wdbx.segment_digest import segment_content
+from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE, Tail
@@ -162,6 +163,7 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
         for number, entry in (old.segments.items() if old else ())
         if number not in gone and entry.collection in there
     }
+    indexes = {number: entry for number, entry in (old.indexes.items() if old else ()) if entry.segment in segments}
     manifest = Manifest(
         store.hex(),
         plan.at.version,
@@ -173,6 +175,7 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
         history,
         plan.tags,
         plan.parents,
+        indexes,
     )
     return manifest, steps
 

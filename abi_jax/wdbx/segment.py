@@ -15,12 +15,14 @@ from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_array
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.stored_codes import stored_codes
+from abi_jax.wdbx.stored_lists import StoredLists
 from abi_jax.wdbx.tail import ALIVE
 from abi_jax.wdbx.text.postings import Postings, make_postings
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
     from abi_jax.wdbx.search.index import Index, IndexMaker
+    from abi_jax.wdbx.search.ivf import Lists
 
 FILTERS_KEPT = 4  # a byte a row each
 OPENED_WHOLE = 4 << 20  # bytes of encrypted vectors: less than that is opened in a few milliseconds
@@ -40,6 +42,7 @@ class Segment:
         self._died: np.ndarray | None = None
         self._codes: Codes | None = None
         self._index: IndexMaker | None = None
+        self.stored_lists: StoredLists | None = None  # lists that the manifest names
         self._deaths = 0  # times that rows died
         self._settled = 0  # the version of the last death
         self._alive: tuple[int, np.ndarray] | None = None  # at the last version, after so many deaths
@@ -107,27 +110,46 @@ class Segment:
     @property
     def codes(self) -> "Codes":
         """Codes of the vectors, in memory; in the order of the index, once there is one."""
-        from abi_jax.wdbx.search.codes import CodesMaker
-
         if self._index is not None and self._index.made is not None:
             self._codes = None
             return self._index.made.codes
-        codes = self._codes or stored_codes(self._arrays)
-        if codes is None:
-            codes = CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)
-        self._codes = codes
-        return codes
+        self._codes = self._codes or self._code()
+        return self._codes
 
-    def index(self, wait: bool = False) -> "Index | None":
-        """Lists of the rows, if they are made; else they are begun, where rows are enough, or waited for."""
-        from abi_jax.wdbx.search.index import IndexMaker
+    def _code(self) -> "Codes":
+        from abi_jax.wdbx.search.codes import CodesMaker
+
+        stored = stored_codes(self._arrays)
+        return stored or CodesMaker(self.spec.metric, self.spec.dim, self.spec.numpy_dtype).of(self.vectors)
+
+    @property
+    def worth_lists(self) -> bool:
+        """Whether rows are enough for lists."""
         from abi_jax.wdbx.search.plan import WORTH_LISTS
 
-        if len(self) < WORTH_LISTS:
+        return len(self) >= WORTH_LISTS
+
+    def index(self, wait: bool = False) -> "Index | None":
+        """Lists of the rows, if they are made or stored; else they are begun, where rows are enough, or waited for."""
+        from abi_jax.wdbx.search.index import IndexMaker
+
+        if not self.worth_lists:
             return None
         if self._index is None:
             self._index = IndexMaker(self.spec.metric, self.vectors)
-        return self._index.made or self._index.ask(self.codes, wait)
+        stored = None if self.stored_lists is None else self.stored_lists.lists
+        return self._index.made or self._index.ask(lambda: self.codes, stored, wait)
+
+    def make_lists(self) -> "Lists | None":
+        """Lists, made behind all searches; None where another thread was to make them, and could not."""
+        from abi_jax.wdbx.search.index import make_index
+        from abi_jax.wdbx.search.threads import behind_searches
+
+        if self._index is not None:
+            made = self._index.made or self._index.ask(lambda: self.codes, None, wait=True)
+            return None if made is None else made.lists
+        with behind_searches():
+            return make_index(self.spec.metric, np.asarray(self.vectors), self._codes or self._code()).lists
 
     @cached_property
     def metadata(self) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a manifest says of a segment, so that nobody can change it: digests of its rows, hashes of its files.
+"""What a manifest says of a segment, so that nobody can change it: digests of its rows.
 
 docs/wdbx-format.md, "Digests and proofs".
 """
@@ -8,15 +8,8 @@ import numpy as np
 from abi_jax.lineage_digest import HASH
 from abi_jax.wdbx.digest import Messages, bound_root, row_digests, row_messages, tree_levels, tree_root
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.storage.base import Storage
 
 HASHED_AT_ONCE = 32 << 20  # bytes of vectors that are hashed together
-
-
-def file_hashes(storage: Storage, name: str) -> dict[str, str]:
-    """SHA-256 of every file of a step, by its path."""
-    found = {path: storage.digest(f"{name}/{path}") for path in storage.paths(name)}
-    return {path: digest for path, digest in found.items() if digest is not None}
 
 
 def segment_content(segment: Segment | None) -> bytes:

@@ -13,7 +13,7 @@ from abi_jax.wdbx.storage.base import FOLDERS, Storage
 class CollectionStats:
     """A collection. dead: rows that are kept for older versions. horizon: the first version that can be read.
 
-    tail: rows that only the log holds. vector_bytes: of live rows.
+    tail: rows that only the log holds. indexed: segments whose lists are stored. vector_bytes: of live rows.
     """
 
     name: str
@@ -21,6 +21,7 @@ class CollectionStats:
     dead: int
     tail: int
     segments: int
+    indexed: int
     horizon: int
     vector_bytes: int
 
@@ -73,6 +74,7 @@ def _collection(collection: Collection, version: int) -> CollectionStats:
         there - live,
         rows.tail.count,
         len(rows.segments),
+        sum(each.stored_lists is not None for each in rows.segments),
         collection.horizon,
         live * spec.dim * spec.numpy_dtype.itemsize,
     )

@@ -20,6 +20,7 @@ from abi_jax.wdbx.crypto.signatures import check_signer
 from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.history import history_head
+from abi_jax.wdbx.indexing import lacking, store_lists
 from abi_jax.wdbx.load import STORE_FILE, Loaded, load, load_while_written, open_ring, read_about
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
@@ -50,10 +51,11 @@ class Store:
         background: bool = True,
         key: KeySource | None = None,
         sign_with: Ed25519PrivateKey | None = None,
+        indexes: bool = True,
     ) -> None:
         """retention: seconds for which every version can be read. background: seals without being asked.
 
-        key: of an encrypted store. sign_with: signs every version.
+        key: of an encrypted store. sign_with: signs every version. indexes: stores inverted lists of large segments.
         """
         if mode not in MODES:
             raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
@@ -66,6 +68,8 @@ class Store:
         self._closed = False
         self._commits: Commits | None = None
         self._background: Background | None = None
+        self._indexing: Background | None = None
+        self._indexes = indexes
         self._retention = retention
         self._key = key
         self._signer = sign_with
@@ -76,6 +80,9 @@ class Store:
                 self._open_to_write()
                 if background:
                     self._background = Background(self.seal, self._unsealed)
+                if background and indexes:
+                    self._indexing = Background(self._index, lambda: len(lacking(self._contents)), "indexing")
+                    self._indexing.written()
             else:
                 open_ring(storage, key)
                 self.refresh()
@@ -214,9 +221,14 @@ class Store:
             if there and there.dropped and not there.erased:
                 raise WdbxError(f"collection {there.spec.name!r} was dropped at version {there.dropped}")
         made = self._writing().commit(Draft(kind, collection, rows, payload, tenant))
-        if self._background is not None:
-            self._background.written()
+        self._tell(self._background, self._indexing)
         return made
+
+    def _tell(self, *working: Background | None) -> None:
+        """Tells what works in the background that there may be something to do, or that it is to wait."""
+        for each in working:
+            if each is not None:
+                each.written()
 
     def _unsealed(self) -> int:
         """Bytes of the log that no segment holds, 0 where there is nothing but sealing in it."""
@@ -241,6 +253,34 @@ class Store:
             self._seal(everything)
             self._writing().check()
             collect(self.storage, self._sealed, held(self.storage))
+        self._tell(self._indexing)
+
+    def index(self, number: int | None = None) -> int:
+        """Makes and stores inverted lists of all segments that are worth it, of collection `number` or of all.
+
+        Seals first. Returns how many lists were stored. Does nothing in a store that is open for reading, or that is
+        not to have indexes.
+        """
+        if self.mode == "r" or not self._indexes:
+            return 0
+        with self._sealing:
+            self._seal()
+        return self._index(number)
+
+    def _index(self, number: int | None = None) -> int:
+        stored = 0
+        for segment in lacking(self._contents, number):
+            lists = segment.make_lists()
+            with self._sealing:
+                if self._closed:
+                    break
+                commits, contents = self._writing(), self._contents
+                if lists is not None and store_lists(
+                    self.storage, contents, commits, self._sealed, segment, lists, self._put_in_force
+                ):
+                    stored += 1
+                    collect(self.storage, self._sealed, held(self.storage))
+        return stored
 
     def _seal(self, everything: bool = False) -> None:
         commits, store, contents = self._writing(), self._loaded.store, self._contents
@@ -285,11 +325,13 @@ class Store:
                     )
         finally:
             steps.done()
+        self._tell(self._indexing)
         return rows
 
     def compact(self) -> None:
-        """Makes few segments of each collection, and takes away what can no longer be read."""
+        """Makes few segments of each collection, with their lists, and takes away what can no longer be read."""
         self.seal(everything=True)
+        self.index()
 
     def _horizons(self) -> dict[int, int]:
         """The first version of each collection that must stay readable. It may take a while: history is read."""
@@ -308,9 +350,13 @@ class Store:
         """Lets the store go; another process may write to it then."""
         closed = False
         try:
+            if self._indexing is not None and not self._forked:
+                self._indexing.stop(wait=False)
+                with self._sealing:  # lists that are being stored
+                    pass
             if self._background is not None and not self._forked:
                 self._background.stop()
-            self._background = None
+            self._background = self._indexing = None
             if self._commits is not None and not self._forked:
                 with contextlib.suppress(OSError, InputError):  # the log has it all
                     if self._unsealed() > SEAL_AT_CLOSE:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -20,7 +20,7 @@ from abi_jax.wdbx.load import STORE_FILE, about_hash, erased_keys, open_ring, re
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
 from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
-from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
+from abi_jax.wdbx.manifest import IndexEntry, Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
 from abi_jax.wdbx.receipt import receipt_findings
 from abi_jax.wdbx.segment import Segment
@@ -28,6 +28,8 @@ from abi_jax.wdbx.segment_digest import segment_content
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.storage.place import open_storage
+from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
+from abi_jax.wdbx.stored_lists import index_name
 from abi_jax.wdbx.verify_chain import Line, chain_findings, line_up, witness_findings
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
@@ -68,7 +70,8 @@ def verify(
 
 def _state(storage: Storage) -> list[tuple[str, int]]:
     """What is there, and how large."""
-    names = [f"{folder}/{name}" for folder in ("log", MANIFESTS, "segments") for name in storage.all_names(folder)]
+    folders = ("log", MANIFESTS, "segments", INDEXES)
+    names = [f"{folder}/{name}" for folder in folders for name in storage.all_names(folder)]
     return [(name, storage.size(name)) for name in (*names, HEAD_FILE, "lock")]
 
 
@@ -80,6 +83,7 @@ class _Walk:
         self.written = storage.written()
         self.line = Line()
         self.steps: dict[int, tuple[SegmentEntry, CollectionSpec, bool]] = {}  # and whether it must be there
+        self.indexes: dict[int, tuple[IndexEntry, bool]] = {}
         self.erased: frozenset[int] = frozenset()
 
     def small_files(self) -> Iterator[Finding]:
@@ -190,9 +194,11 @@ class _Walk:
         return self.storage.read(file)
 
     def _know(self, manifest: Manifest, must: bool) -> None:
-        """Notes the segments that a manifest names. must: whether they have to be there."""
+        """Notes the segments and indexes that a manifest names. must: whether they have to be there."""
         for number, step in manifest.segments.items():
             self.steps.setdefault(number, (step, manifest.collections[step.collection].spec, must))
+        for number, index in manifest.indexes.items():
+            self.indexes.setdefault(number, (index, must))
 
     def _history(self, manifest: Manifest, first: bool) -> Iterator[Finding]:
         """What is wrong with heads of versions that are sealed. first: the manifest in force, whose chain it is."""
@@ -219,37 +225,45 @@ class _Walk:
         return receipt_findings(receipt, about, self.line.links(), self.line.version, public_key)
 
     def segments(self) -> Iterator[Finding]:
-        """What is wrong with segments."""
+        """What is wrong with segments, and with indexes of them."""
         for number, (step, spec, must) in sorted(self.steps.items()):
             if must or self.storage.all_names(step_name(number)):
                 yield from self._segment(number, step, spec)
+        for number, (index, must) in sorted(self.indexes.items()):
+            if must or self.storage.all_names(index_name(number)):
+                step, spec, _ = self.steps[index.segment]
+                of = f"{step.rows} rows of collection {spec.name}"
+                yield from self._arrays(index_name(number), index.files, of)
 
-    def _segment(self, number: int, step: SegmentEntry, spec: CollectionSpec) -> Iterator[Finding]:
-        folder = step_name(number)
-        whole = True
-        for path, digest in sorted(step.files.items()):
-            file = f"{folder}/{path}"
+    def _arrays(self, folder: str, files: Mapping[str, str], of: str) -> Iterator[Finding]:
+        """What is wrong with files of a step. files: their hashes by their paths. of: what they tell something of."""
+        for path, digest in sorted(files.items()):
+            file, holds = f"{folder}/{path}", f"{path.split('/')[0]} of {of}"
             self.progress(file)
-            holds = f"{path.split('/')[0]} of {step.rows} rows of collection {spec.name}"
             found = self.storage.digest(file)
             if found is None:
                 yield Finding(file, holds, "is missing")
-                whole = False
             elif found != digest:
                 yield Finding(file, holds, "is not what was sealed")
-                whole = False
-        if whole and step.rows and spec.known:
+
+    def _segment(self, number: int, step: SegmentEntry, spec: CollectionSpec) -> Iterator[Finding]:
+        folder = step_name(number)
+        rows = f"{step.rows} rows of collection {spec.name}"
+        wrong = list(self._arrays(folder, step.files, rows))
+        yield from wrong
+        if not wrong and step.rows and spec.known:
             try:
                 segment = Segment(number, spec, step.first, self.storage.load(folder))
                 content = segment_content(segment).hex()
             except (InputError, ValueError, KeyError) as error:
-                yield Finding(folder, f"{step.rows} rows of collection {spec.name}", f"cannot be read: {error}")
+                yield Finding(folder, rows, f"cannot be read: {error}")
                 return
             if content != step.content:
-                yield Finding(folder, f"{step.rows} rows of collection {spec.name}", "its rows are not those sealed")
+                yield Finding(folder, rows, "its rows are not those sealed")
 
     def _strays(self) -> Iterator[Finding]:
         known = self.known | {f"{step_name(n)}/{path}" for n, (step, *_) in self.steps.items() for path in step.files}
+        known |= {f"{index_name(n)}/{path}" for n, (index, _) in self.indexes.items() for path in index.files}
         for file in sorted(path for folder in ("", *FOLDERS) for path in self._files(folder)):
             if file not in known and not (self.written and _unfinished(file)):
                 yield Finding(file, "nothing", "no manifest names it: left by a crash, or put there")
@@ -262,7 +276,7 @@ class _Walk:
 
 def _unfinished(file: str) -> bool:
     """Whether a file may be what a writer is about: not named yet, or no longer, and not yet taken away."""
-    return file.split("/")[0] in ("segments", "indexes", HISTORY, MANIFESTS) or ".tmp-" in file
+    return file.split("/")[0] in ("segments", INDEXES, HISTORY, MANIFESTS) or ".tmp-" in file
 
 
 def verify_store(

@@ -1,6 +1,7 @@
 """Make one segment of each collection, and take away what can no longer be read.
 
-Never needed: a store that is written to keeps itself small. Useful before it is copied or put away.
+Never needed: a store that is written to keeps itself small. Useful before it is copied or put away. Large segments get
+their inverted lists, which a process that keeps the store open makes in the background.
 
   abi wdbx compact memory.wdbx
 """

@@ -1,6 +1,7 @@
 """An index of sealed rows: inverted lists, codes in their order, and how many lists which recall takes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock, Thread
 
@@ -27,8 +28,13 @@ class Index:
 def make_index(metric: str, vectors: np.ndarray, codes: Codes) -> Index:
     """Lists of `vectors` `[n, D]`, and what can be said of their recall."""
     lists = make_lists(metric, vectors, codes, num_lists(len(vectors)))
-    ordered = CodesMaker(metric, vectors.shape[1], vectors.dtype, named=True).of(vectors, lists.order)
-    return Index(ordered, replace(lists, ranks=measure(lists, vectors, ordered)))
+    made = index_of(lists, vectors)
+    return Index(made.codes, replace(lists, ranks=measure(lists, vectors, made.codes)))
+
+
+def index_of(lists: Lists, vectors: np.ndarray) -> Index:
+    """Lists, and codes of `vectors` `[n, D]` in their order."""
+    return Index(CodesMaker(lists.metric, vectors.shape[1], vectors.dtype, named=True).of(vectors, lists.order), lists)
 
 
 class IndexMaker:
@@ -42,15 +48,18 @@ class IndexMaker:
         self._tries = 0
         self.made: Index | None = None
 
-    def ask(self, codes: Codes, wait: bool) -> Index | None:
-        """The index, if it is made already, or one waits for it."""
+    def ask(self, codes: Callable[[], Codes], stored: Lists | None, wait: bool) -> Index | None:
+        """The index, if its lists are made or `stored`, or one waits for it. codes: called to make lists of them."""
         with self._lock:
+            if self.made is None and stored is not None:
+                self.made = index_of(stored, np.asarray(self._vectors))
             if self.made is None and not (self._thread is not None and self._thread.is_alive()) and self._tries < TRIES:
                 self._tries += 1
-                self._thread = Thread(target=self._make, args=(codes,), name="wdbx-index", daemon=True)
+                self._thread = Thread(target=self._make, args=(codes(),), name="wdbx-index", daemon=True)
                 self._thread.start()
-        if wait and self._thread is not None:
-            self._thread.join()
+            thread = self._thread
+        if wait and thread is not None:
+            thread.join()
         return self.made
 
     def _make(self, codes: Codes) -> None:

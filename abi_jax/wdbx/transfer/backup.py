@@ -1,6 +1,7 @@
 """Copies of a whole store, whole or no store at all. docs/wdbx-format.md, "Operations", back up."""
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,8 +21,12 @@ from abi_jax.wdbx.pins import EVERYTHING, held, hold
 from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.storage.lock import LOCK_FILE
+from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
+from abi_jax.wdbx.stored_lists import index_name
 from abi_jax.wdbx.transfer.replace import Progress, Replacement
 from abi_jax.wdbx.witness import HEAD_FILE, Witness
+
+logger = logging.getLogger("abi_jax.wdbx")
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,17 @@ def _copy(source: _Source, there: LocalStorage, coming: Replacement) -> Copied:
         name = step_name(number)
         new, old = coming.copy_step(source.storage.root / name, name, step.files)
         copied, kept = copied + new, kept + old
+    for number, index in sorted(manifest.indexes.items()) if manifest else ():
+        name = index_name(number)
+        try:
+            new, old = coming.copy_step(source.storage.root / name, name, index.files)
+            copied, kept = copied + new, kept + old
+        except DamagedError as error:  # it can be made again, and must not stand in the way of all else
+            logger.warning("an index is left out: %s", error)
     for name, digest in source.others():
         size, copy = coming.copy(source.storage.root / name, name, digest)
         copied, kept = copied + (size if copy else 0), kept + (0 if copy else size)
-    for folder in ("segments", "manifests", HISTORY):
+    for folder in ("segments", INDEXES, "manifests", HISTORY):
         there.operations.sync_folder(there.root / folder)
     logs = source.logs
     for name, data in source.files.items():

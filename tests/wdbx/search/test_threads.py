@@ -47,7 +47,7 @@ def test_lists_are_made_there(cores: None, monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[int] = []
     monkeypatch.setattr(index, "make_index", lambda *args: seen.append(threads.workers()))
     maker = index.IndexMaker("ip", np.zeros((4, 2), np.float32))
-    maker.ask(CodesMaker("ip", 2, np.dtype(np.float32)).of(np.zeros((4, 2), np.float32)), wait=True)
+    maker.ask(lambda: CodesMaker("ip", 2, np.dtype(np.float32)).of(np.zeros((4, 2), np.float32)), None, wait=True)
     assert seen == [2]
 
 

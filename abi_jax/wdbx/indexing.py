@@ -1,0 +1,69 @@
+"""Lists of large segments, made by who writes to the store and stored beside these. docs/wdbx-format.md, "Indexes"."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from abi_jax.lineage_digest import canonical
+from abi_jax.wdbx.contents import Contents
+from abi_jax.wdbx.log.commit import Commits, Draft
+from abi_jax.wdbx.log.record import Kind
+from abi_jax.wdbx.manifest import IndexEntry, Manifest, Sealed, manifest_hash, manifest_name
+from abi_jax.wdbx.search.engine import compiled
+from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.step_files import file_hashes
+from abi_jax.wdbx.storage.base import Storage
+from abi_jax.wdbx.stored_lists import FOLDER, StoredLists, index_name, lists_to_store
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.ivf import Lists
+
+
+def lacking(contents: Contents, number: int | None = None) -> list[Segment]:
+    """Segments that are worth lists and have none stored that are whole. number: of one collection."""
+    if not compiled():
+        return []
+    collections = [each for each in list(contents.collections.values()) if number in (None, each.number)]
+    segments = [segment for each in collections if not each.dropped for segment in each.segments]
+    return [each for each in segments if each.worth_lists and not (each.stored_lists and each.stored_lists.lists)]
+
+
+def store_lists(
+    storage: Storage,
+    contents: Contents,
+    commits: Commits,
+    before: Sealed,
+    segment: Segment,
+    lists: "Lists",
+    in_force: Callable[[Sealed], None],
+) -> bool:
+    """Stores the lists of a segment, in a new version; False where its rows went meanwhile. Nobody may seal meanwhile.
+
+    in_force: told what is in force, as soon as it is. Raises what the storage raises; then nothing has changed.
+    """
+    manifest = before.manifest
+    if manifest is None or segment.number not in manifest.segments or _erased_since(manifest, contents):
+        return False
+    if contents.collections[manifest.segments[segment.number].collection].dropped:
+        return False
+    number = max([storage.next_step(), *(int(name) + 1 for name in storage.names(FOLDER))])
+    name = index_name(number)
+    storage.save(name, lists_to_store(lists), segment.spec.tenant)
+    entry = IndexEntry(segment.number, file_hashes(storage, name))
+    others = {n: each for n, each in manifest.indexes.items() if each.segment != segment.number}
+    manifest = replace(manifest, previous=(manifest.version, before.digest.hex()), indexes={**others, number: entry})
+    data = manifest.encode(storage.ring)
+    made = Sealed(manifest, manifest_hash(data))
+    storage.put(manifest_name(manifest.version, made.digest), data)
+    with commits.paused(), commits.must_finish("indexing"):
+        said = {"version": manifest.version, "hash": made.digest.hex(), "why": "index"}
+        commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))
+        in_force(made)
+        segment.stored_lists = StoredLists(storage, number, entry.files, segment.spec.metric, len(segment))
+    return True
+
+
+def _erased_since(manifest: Manifest, contents: Contents) -> bool:
+    """Whether a manifest made of this one would tell again what was erased."""
+    erased = {number for number, each in contents.collections.items() if each.erased}
+    return any(number in erased and not each.erased for number, each in manifest.collections.items())

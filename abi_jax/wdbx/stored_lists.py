@@ -1,0 +1,83 @@
+"""Inverted lists of a segment, stored once made: a step of its own, which the manifest names. They can be made again.
+
+What is not as it was written is left aside, with a warning: rows are found without it, by more work.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abi_jax.errors import InputError
+from abi_jax.wdbx.step_files import file_hashes
+from abi_jax.wdbx.storage.base import Storage
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.ivf import Lists
+
+FOLDER = "indexes"
+PREFIX = "lists1_"  # another number wherever what search makes of lists has changed: others are not looked at
+FIELDS = ("centroids", "order", "ends", "measured", "ranks")
+
+logger = logging.getLogger("abi_jax.wdbx")
+
+
+def index_name(number: int) -> str:
+    """The folder of an index."""
+    return f"{FOLDER}/{number:08d}"
+
+
+def lists_to_store(lists: "Lists") -> dict[str, np.ndarray]:
+    """The arrays of a step by name.
+
+    measured: int64 `[m]`, for how many neighbours there are `ranks`, int64 `[m, L]`; the first is 0, with no ranks,
+    since a step has no arrays that are empty.
+    """
+    measured = sorted(lists.ranks)
+    nothing = np.zeros(len(lists.centroids), np.int64)
+    made = {
+        "centroids": lists.centroids,
+        "order": lists.order,
+        "ends": lists.ends,
+        "measured": np.array([0, *measured], np.int64),
+        "ranks": np.stack([nothing, *(lists.ranks[each] for each in measured)]),
+    }
+    return {PREFIX + name: made[name] for name in FIELDS}
+
+
+class StoredLists:
+    """Lists that a manifest names. They are read, and compared with what it says, when they are first asked for."""
+
+    def __init__(self, storage: Storage, number: int, files: Mapping[str, str], metric: str, rows: int) -> None:
+        """files: SHA-256 of every file of the step, by its path. rows: of the segment that they are of."""
+        self._storage = storage
+        self.number = number
+        self._files = files
+        self._metric = metric
+        self._rows = rows
+
+    @cached_property
+    def lists(self) -> "Lists | None":
+        """The lists; None where they are not as they were written, or of another kind."""
+        name = index_name(self.number)
+        try:
+            if file_hashes(self._storage, name) != dict(self._files):
+                raise InputError("its files are not those that were written")
+            return _lists(self._metric, self._rows, self._storage.load(name))
+        except (InputError, OSError, ValueError, KeyError) as error:
+            logger.warning("%s/%s is left aside, and rows are found without it: %s", self._storage, name, error)
+            return None
+
+
+def _lists(metric: str, rows: int, arrays: Mapping[str, np.ndarray]) -> "Lists | None":
+    if PREFIX + FIELDS[0] not in arrays:
+        return None
+    from abi_jax.wdbx.search.ivf import Lists
+
+    centroids, order, ends, measured, ranks = (arrays[PREFIX + name] for name in FIELDS)
+    if len(order) != rows:
+        raise InputError(f"it has lists of {len(order)} rows; expected {rows}")
+    by_count = dict(zip(measured.tolist()[1:], np.asarray(ranks)[1:], strict=True))
+    return Lists(metric, np.asarray(centroids), np.asarray(order), np.asarray(ends), by_count)
