@@ -1,17 +1,19 @@
-"""Making one segment of a tail and of older segments, and choosing which: sizes grow geometrically."""
+"""Making segments of a tail and of older segments, and choosing which: sizes grow geometrically, up to a bound."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from abi_jax.wdbx.row_sizes import row_bytes, runs
 from abi_jax.wdbx.segment import Segment, segment_arrays
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.tail import Tail
 
-LARGEST = 256 << 20  # bytes of vectors in a segment that is made by merging
+LARGEST = 256 << 20  # bytes of vectors in a segment that is made
+LARGEST_METADATA = 512 << 20  # bytes of metadata in one: Arrow's texts end at 2 GiB in a column
 GROWTH = 2  # a segment is merged when it is at most so many times as large as what it is merged with
 DEAD = 0.3  # a segment is written anew when so much of it can no longer be read
 
@@ -33,8 +35,11 @@ class Source:
 
     def metadata(self) -> pa.Table:
         """Their metadata."""
-        whole = self.of.metadata(self.of.count) if isinstance(self.of, Tail) else self.of.metadata
-        return whole.take(pa.array(self.rows)) if self.of.spec.schema else whole.slice(0, 0)
+        if not self.of.spec.schema:
+            return self.of.spec.arrow_schema.empty_table()
+        if isinstance(self.of, Tail):
+            return self.of.metadata_of(self.rows)
+        return self.of.metadata.take(pa.array(self.rows))
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,18 @@ class Merged:
     row: np.ndarray
 
 
-def kept(of: Segment | Tail, count: int, horizon: int) -> Source:
-    """Of the first `count` rows those that some version from `horizon` on can still see."""
-    return Source(of, np.flatnonzero(of.died[:count] > horizon))
+@dataclass(frozen=True)
+class Part:
+    """What becomes one segment: rows `start` to `stop` of a tail, and segments."""
+
+    start: int
+    stop: int
+    merged: tuple[Segment, ...] = ()
+
+
+def kept(of: Segment | Tail, start: int, stop: int, horizon: int) -> Source:
+    """Of rows `start` to `stop` those that some version from `horizon` on can still see."""
+    return Source(of, start + np.flatnonzero(of.died[start:stop] > horizon))
 
 
 def merge(spec: CollectionSpec, sources: Sequence[Source]) -> Merged | None:
@@ -66,28 +80,74 @@ def merge(spec: CollectionSpec, sources: Sequence[Source]) -> Merged | None:
     return Merged(arrays, first, source[order], row[order])
 
 
-def choose(spec: CollectionSpec, segments: Sequence[Segment], new_rows: int, horizon: int) -> list[Segment]:
-    """The segments to merge with `new_rows` rows, so that they stay few and what is dead does not stay long."""
-    chosen = [each for each in segments if np.count_nonzero(each.died <= horizon) > DEAD * len(each)]
-    rows = new_rows + sum(np.count_nonzero(each.died > horizon) for each in chosen)
-    limit = LARGEST // (spec.dim * spec.numpy_dtype.itemsize)
+def parts(spec: CollectionSpec, tail: Tail, segments: Sequence[Segment], horizon: int, everything: bool) -> list[Part]:
+    """What is to be made of the rows of a tail and of segments, at least one part; the tail's rows in their order.
+
+    Segments are those that are worth it, so that they stay few and what is dead does not stay long; or `everything`.
+    A part is of at most `LARGEST` bytes of vectors and `LARGEST_METADATA` of metadata, unless a row or a segment that
+    is there has more: so memory is bounded.
+    """
+    *whole, (start, stop) = _cut(spec, tail)
+    rest = _Size(stop - start, tail.metadata_bytes(start, stop))
+    sizes = {each.number: _size(each, horizon) for each in segments}
+    chosen = sorted(segments, key=lambda each: sizes[each.number].rows) if everything else []
+    if not everything:
+        chosen = _choose(spec, segments, sizes, rest)
+    groups: list[list[Segment]] = [[]]
+    size = rest
+    for each in chosen:
+        if size.rows and not (size + sizes[each.number]).fits(spec):
+            groups.append([])
+            size = _Size(0, 0)
+        groups[-1].append(each)
+        size += sizes[each.number]
+    return [
+        *(Part(*each) for each in whole),
+        Part(start, stop, tuple(groups[0])),
+        *(Part(stop, stop, tuple(group)) for group in groups[1:]),
+    ]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a segment, as it is or will be: rows, and bytes of metadata."""
+
+    rows: int
+    metadata: int
+
+    def __add__(self, other: "_Size") -> "_Size":
+        return _Size(self.rows + other.rows, self.metadata + other.metadata)
+
+    def fits(self, spec: CollectionSpec) -> bool:
+        """Whether a segment may be of this size."""
+        return self.rows <= _most_rows(spec) and self.metadata <= LARGEST_METADATA
+
+
+def _most_rows(spec: CollectionSpec) -> int:
+    return max(1, LARGEST // (spec.dim * spec.numpy_dtype.itemsize))
+
+
+def _size(segment: Segment, horizon: int) -> _Size:
+    """Rows that some version from `horizon` on can still see; of metadata all, since these rows may have most of it."""
+    return _Size(int(np.count_nonzero(segment.died > horizon)), segment.metadata_bytes)
+
+
+def _choose(spec: CollectionSpec, segments: Sequence[Segment], sizes: Mapping[int, _Size], new: _Size) -> list[Segment]:
+    """The segments that are worth to be merged with `new`."""
+    chosen = [each for each in segments if len(each) - sizes[each.number].rows > DEAD * len(each)]
+    size = sum((sizes[each.number] for each in chosen), new)
     for each in sorted((each for each in segments if each not in chosen), key=len):
-        if rows == 0 or len(each) > GROWTH * rows or rows + len(each) > limit:
+        more = size + sizes[each.number]
+        if size.rows == 0 or len(each) > GROWTH * size.rows or not more.fits(spec):
             break
         chosen.append(each)
-        rows += len(each)
+        size = more
     return chosen
 
 
-def grouped(spec: CollectionSpec, segments: Sequence[Segment]) -> list[list[Segment]]:
-    """All segments, in groups that are merged each into one: at most `LARGEST` together, so that memory is bounded."""
-    limit = LARGEST // (spec.dim * spec.numpy_dtype.itemsize)
-    groups: list[list[Segment]] = [[]]
-    rows = 0
-    for each in sorted(segments, key=len):
-        if groups[-1] and rows + len(each) > limit:
-            groups.append([])
-            rows = 0
-        groups[-1].append(each)
-        rows += len(each)
-    return groups
+def _cut(spec: CollectionSpec, tail: Tail) -> list[tuple[int, int]]:
+    """Rows of a tail, in runs that fit into a segment each; one run that has none where there are none."""
+    count, most = tail.count, _most_rows(spec)
+    if _Size(count, tail.metadata_bytes(0, count)).fits(spec):
+        return [(0, count)]
+    return list(runs(row_bytes(tail.metadata(count)), most, LARGEST_METADATA))

@@ -194,6 +194,8 @@ def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:
         raise InputError(
             f"field {field.name!r} of row {at + first} is {value!r}; expected {field.type}: {error}"
         ) from None
+    if isinstance(made, pa.ChunkedArray):  # as Arrow gives back what is too long for one
+        raise InputError(f"field {field.name!r} has more than 2 GiB in one write; expected it in parts, or import")
     if len(made) != count:
         raise InputError(f"field {field.name!r} has {len(made)} values for {count} rows; expected one each")
     return made

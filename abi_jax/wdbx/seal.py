@@ -19,7 +19,7 @@ from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Head, Kind
 from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
-from abi_jax.wdbx.merge import Merged, Source, choose, grouped, kept, merge
+from abi_jax.wdbx.merge import Merged, Part, Source, kept, merge, parts
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.segment_digest import segment_content
 from abi_jax.wdbx.step_files import file_hashes
@@ -32,14 +32,23 @@ MOST_HUSKS = 8  # steps of a collection that hold nothing but deaths
 
 @dataclass(frozen=True)
 class _Share:
-    """What is sealed of a collection: the first `count` rows of its tail with some segments, and deaths in others."""
+    """What is sealed of a collection: a part of its rows, and deaths in others."""
 
     collection: Collection
     rows: RowSet
-    count: int
-    merged: tuple[Segment, ...]
+    part: Part
     deaths: tuple[tuple[int, int, int], ...]
     horizon: int
+
+    @property
+    def count(self) -> int:
+        """Rows of the tail."""
+        return self.part.stop - self.part.start
+
+    @property
+    def merged(self) -> tuple[Segment, ...]:
+        """Segments whose rows are written anew."""
+        return self.part.merged
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,11 @@ def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int]
             continue
         rows = each.rows
         segments = () if each.dropped else rows.segments
-        groups = grouped(each.spec, segments) if everything else [choose(each.spec, segments, rows.tail.count, since)]
-        for number, group in enumerate(groups):
-            count, deaths = (rows.tail.count, tuple(each.deaths)) if number == 0 else (0, ())
-            clean = everything and len(group) == 1 and not count and bool((group[0].died > since).all())
-            share = _Share(each, rows, count, () if clean else tuple(group), deaths, since)
+        for number, part in enumerate(parts(each.spec, rows.tail, segments, since, everything)):
+            alone = everything and len(part.merged) == 1 and part.start == part.stop
+            if alone and bool((part.merged[0].died > since).all()):
+                part = replace(part, merged=())  # it is as it would be written
+            share = _Share(each, rows, part, tuple(each.deaths) if number == 0 else (), since)
             if share.count or share.deaths or share.merged:
                 shares.append(share)
         written = any(share.count or share.merged for share in shares if share.collection is each)
@@ -150,7 +159,7 @@ def _roll(storage: Storage, store: bytes, commits: Commits, before: Sealed) -> N
 
 def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple[Manifest, list[_Step]]:
     old = before.manifest
-    husks = {share.collection.number: _husks(old, share) for share in plan.shares}
+    husks = {number: _husks(old, number, plan.shares) for number in plan.collections}
     steps = [
         _write_step(storage, storage.next_step(), share, plan.at.version, bool(husks[share.collection.number]))
         for share in plan.shares
@@ -180,19 +189,21 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
     return manifest, steps
 
 
-def _husks(old: Manifest | None, share: _Share) -> list[int]:
+def _husks(old: Manifest | None, number: int, shares: list[_Share]) -> list[int]:
     """Steps of a collection that hold nothing but deaths, where they are many, or its rows are all written anew."""
-    entries = old.segments.items() if old else ()
-    found = [n for n, entry in entries if entry.collection == share.collection.number and not entry.rows]
-    return found if len(found) > MOST_HUSKS or len(share.merged) == len(share.rows.segments) else []
+    own = [share for share in shares if share.collection.number == number]
+    entries = old.segments.items() if old and own else ()
+    found = [n for n, entry in entries if entry.collection == number and not entry.rows]
+    anew = sum(len(share.merged) for share in own) == len(own[0].rows.segments) if own else False
+    return found if len(found) > MOST_HUSKS or anew else []
 
 
 def _write_step(storage: Storage, number: int, share: _Share, version: int, again: bool) -> _Step:
     """again: tells all deaths in other segments, since other steps that did go."""
     spec = share.collection.spec
     sources = (
-        *(kept(each, len(each), share.horizon) for each in share.merged),
-        kept(share.rows.tail, share.count, share.horizon),
+        *(kept(each, 0, len(each), share.horizon) for each in share.merged),
+        kept(share.rows.tail, share.part.start, share.part.stop, share.horizon),
     )
     merged = merge(spec, sources)
     arrays = dict(merged.arrays) if merged else {}

@@ -158,6 +158,13 @@ class Segment:
             return self.spec.arrow_schema.empty_table()
         return pa.ipc.open_file(pa.py_buffer(self._arrays["metadata"])).read_all()
 
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of the metadata as they are stored, before they are encrypted."""
+        if self._sealed is not None:
+            return self._sealed.shape("metadata")[0] if "metadata" in self._sealed else 0
+        return len(self._arrays["metadata"]) if "metadata" in self._arrays else 0
+
     def postings(self, field: str) -> Postings:
         """Words of a field of texts; made when they are first asked for."""
         found = self._postings.get(field)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Tail:
         self.ids: list[Any] = []
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
+        self._starts: list[int] = []  # the first row of each batch of metadata
         self._postings: dict[str, GrowingPostings] = {}
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class Tail:
         self.born[start:end] = version
         self.ids.extend(ids)
         self._rows.update(zip(ids, range(start, end), strict=True))
+        self._starts.append(start)
         self._metadata.append(rows.metadata)
         self.count = end
         return replaced
@@ -109,6 +112,19 @@ class Tail:
         """Metadata of the first `count` rows."""
         return pa.Table.from_batches(self._metadata, schema=self.spec.arrow_schema).slice(0, count)
 
+    def metadata_of(self, rows: np.ndarray) -> pa.Table:
+        """Metadata of rows, ascending. Nothing beside them is copied, or joined to a column that may be too long."""
+        batches = np.searchsorted(np.array(self._starts[: len(self._metadata)], np.int64), rows, "right") - 1
+        parts = []
+        for number in np.unique(batches).tolist() if self.spec.schema else ():
+            inside = rows[batches == number] - self._starts[number]
+            parts.append(self._metadata[number].take(pa.array(inside)))
+        return pa.Table.from_batches(parts, schema=self.spec.arrow_schema)
+
+    def metadata_bytes(self, start: int, stop: int) -> int:
+        """Bytes of the metadata of rows `start` to `stop`."""
+        return self.metadata(self.count).slice(start, stop - start).nbytes if self.spec.schema else 0
+
     def postings(self, field: str, count: int) -> Sequence[tuple[int, Postings]]:
         """Words of a field of texts, in pieces: first row and postings. They may go beyond `count`."""
         return self._postings.setdefault(field, GrowingPostings()).up_to(self.metadata(count)[field])
@@ -129,6 +145,7 @@ class Tail:
         made._rows = {each: row - count for each, row in self._rows.items() if row >= count}
         behind = self.metadata(self.count).slice(count)
         made._metadata = behind.to_batches() if self.spec.schema else []
+        made._starts = [0, *accumulate(map(len, made._metadata[:-1]))] if made._metadata else []
         return made
 
     def _make_room(self, count: int) -> None:

@@ -104,18 +104,23 @@ class View:
         ids = self.segments[part].ids.take(rows)
         return ids if isinstance(ids, list) else ids.tolist()
 
-    def _table(self, part: int) -> pa.Table:
-        return self.segments[part].metadata if part < len(self.segments) else self.tail.metadata(self.count)
+    def _table(self, part: int, rows: np.ndarray) -> pa.Table:
+        """Metadata of rows of a part, in their order."""
+        if part < len(self.segments):
+            return self.segments[part].metadata.take(pa.array(rows))
+        order = np.argsort(rows, kind="stable")
+        found = self.tail.metadata_of(rows[order])
+        return found if (order[1:] > order[:-1]).all() else found.take(pa.array(np.argsort(order)))
 
     def _metadata(self, part: int, rows: np.ndarray) -> list[dict[str, Any]]:
         if not self.spec.schema:
             return [{} for _ in rows]
-        listed = self._table(part).take(pa.array(rows)).to_pylist()
+        listed = self._table(part, rows).to_pylist()
         return [{name: value for name, value in each.items() if value is not None} for each in listed]
 
     def rows_of(self, part: int, rows: np.ndarray) -> tuple[list[Any], np.ndarray, pa.Table]:
         """Ids, vectors and metadata of rows of a part."""
-        metadata = self._table(part).take(pa.array(rows)) if self.spec.schema else self.spec.arrow_schema.empty_table()
+        metadata = self._table(part, rows) if self.spec.schema else self.spec.arrow_schema.empty_table()
         return self._ids(part, rows), np.asarray(self._holder(part).vectors[rows]), metadata
 
     def export(self, path: str | Path, progress: bool = False) -> int:

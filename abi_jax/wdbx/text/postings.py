@@ -1,14 +1,17 @@
 """Which rows have a word, and how often: of rows that do not change."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from abi_jax.wdbx.row_sizes import row_bytes, runs
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.words import split
+
+SPLIT_AT_ONCE = 64 << 20  # bytes of texts
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def make_postings(texts: pa.ChunkedArray | pa.Array) -> Postings:
     column = pa.chunked_array([texts]) if isinstance(texts, pa.Array) else texts
     words, of = [], []
     start = 0
-    for chunk in column.chunks:
+    for chunk in _bounded(column):
         found, text = split(chunk)
         words.append(found)
         of.append(text + start)
@@ -68,15 +71,34 @@ def make_postings(texts: pa.ChunkedArray | pa.Array) -> Postings:
     rows = np.concatenate(of) if of else np.zeros(0, np.int64)
     lengths = np.bincount(rows, minlength=len(column)).astype(np.int32)
     lengths[np.asarray(column.is_null())] = -1
-    known = pa.chunked_array(words, pa.string()).combine_chunks().dictionary_encode()
+    dictionary, indices = _numbered(words)
     # (word, row) as one number: sorting these is faster than sorting by two keys
-    keys = np.sort((np.asarray(known.indices).astype(np.int64) << 32) | rows)
+    keys = np.sort((indices << 32) | rows)
     first = np.flatnonzero(np.diff(keys, prepend=-1))
     counts = np.diff(first, append=len(keys)).astype(np.int32)
     keys = keys[first]
-    ends = np.searchsorted(keys >> 32, np.arange(len(known.dictionary)), "right")
-    number = {word: i for i, word in enumerate(known.dictionary.to_pylist())}
+    ends = np.searchsorted(keys >> 32, np.arange(len(dictionary)), "right")
+    number = {word: i for i, word in enumerate(dictionary.to_pylist())}
     return Postings(lengths, number, ends, (keys & 0xFFFFFFFF).astype(np.int32), counts)
+
+
+def _bounded(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """A column in parts of at most `SPLIT_AT_ONCE` bytes, or of one text: splitting makes texts longer."""
+    for chunk in column.chunks:
+        if chunk.nbytes <= SPLIT_AT_ONCE:
+            yield chunk
+        else:
+            parts = runs(row_bytes(pa.chunked_array([chunk])), len(chunk), SPLIT_AT_ONCE)
+            yield from (chunk.slice(start, stop - start) for start, stop in parts)
+
+
+def _numbered(words: list[pa.Array]) -> tuple[pa.Array, np.ndarray]:
+    """All words there are, each once, in the order in which they come; and of each word its number, int64."""
+    encoded = pa.chunked_array(words, pa.string()).dictionary_encode().unify_dictionaries()
+    if not encoded.num_chunks:
+        return pa.array([], pa.string()), np.zeros(0, np.int64)
+    indices = [np.asarray(chunk.indices).astype(np.int64) for chunk in encoded.chunks]
+    return encoded.chunk(0).dictionary, np.concatenate(indices)
 
 
 class GrowingPostings:

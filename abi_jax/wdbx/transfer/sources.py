@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.row_sizes import row_bytes, runs
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.transfer.jsonl import json_pieces
 from abi_jax.wdbx.transfer.mappings import mapping_pieces
@@ -17,6 +18,7 @@ from abi_jax.wdbx.transfer.numpy_files import open_npy, open_npz
 from abi_jax.wdbx.transfer.piece import Columns, Found, Piece, piece_rows
 
 PARQUET_BUFFER = 1 << 20
+BATCH_BYTES = 64 << 20  # of Arrow's columns that are taken together
 METADATA = "metadata"  # of a .npz file: columns that NumPy has no types for, as an Arrow stream
 
 
@@ -130,8 +132,10 @@ def _batches(
     first, size = 0, piece_rows(spec)
     try:
         for batch in batches():
-            for start in range(0, len(batch), size):
-                part = batch.slice(start, size)
+            small = batch.nbytes <= BATCH_BYTES
+            sizes = np.zeros(len(batch), np.int64) if small else row_bytes(batch)
+            for start, stop in runs(sizes, size, BATCH_BYTES):
+                part = batch.slice(start, stop - start)
                 yield arrow_piece(name, first, part, found)
                 first += len(part)
     except (pa.ArrowException, OSError) as error:

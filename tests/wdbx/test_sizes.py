@@ -1,0 +1,188 @@
+"""Segments are bounded by their texts, too, however many are written, merged or imported at once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abi_jax import wdbx
+from abi_jax.errors import InputError
+from abi_jax.wdbx import merge
+from abi_jax.wdbx.database import Database
+from abi_jax.wdbx.row_sizes import row_bytes, runs
+from abi_jax.wdbx.rows import make_metadata
+from abi_jax.wdbx.spec import make_spec
+from abi_jax.wdbx.storage.local import LocalStorage
+from abi_jax.wdbx.tail import Tail
+from abi_jax.wdbx.text import postings, words
+from abi_jax.wdbx.transfer import sources
+from tests.wdbx.crashes import Quick
+
+MOST = 20_000
+TEXT = 700
+HEADS = 2000  # bytes that an Arrow file has beside its rows
+
+
+class Deletes(Quick):
+    """Deletes rows while a segment of them is written."""
+
+    def __init__(self) -> None:
+        self.collection: wdbx.Collection | None = None
+        self.ids: list[str] = []
+
+    def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        if self.collection is not None and self.ids:
+            self.collection.delete([self.ids.pop()])
+            self.collection.upsert([f"late {len(self.ids)}"], [[1, 1]], [{"text": "late"}])
+        super().save_arrays(folder, arrays)
+
+
+def text_of(id_: str) -> str:
+    return f"{id_} ".ljust(TEXT, "x")
+
+
+def write(c: wdbx.Collection, start: int, stop: int) -> None:
+    ids = [f"r{i:03}" for i in range(start, stop)]
+    c.upsert(ids, np.ones((len(ids), 2)), {"text": [text_of(each) for each in ids], "tags": [["a", "b"]] * len(ids)})
+
+
+def sizes(db: Database) -> list[int]:
+    """Bytes of metadata of every segment."""
+    assert db.sealed.manifest is not None
+    return [each.metadata_bytes for each in db._contents.collections[1].segments]
+
+
+def check(db: wdbx.Database, gone: set[str], count: int = 120) -> None:
+    c = db.collection("c")
+    wanted = {f"r{i:03}" for i in range(count)} - gone
+    assert {each for each in c.ids() if each.startswith("r")} == wanted
+    assert {row.metadata["text"] for row in c.get(sorted(wanted)) if row} == {text_of(each) for each in wanted}
+    assert [hit.id for hit in c.query(text="r067", mode="keyword", fields=["text"])] == ["r067"]
+
+
+@pytest.mark.parametrize("key", [None, bytes(32)], ids=["plain", "encrypted"])
+def test_texts_bound_a_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes | None) -> None:
+    """Of a tail that is sealed, of segments that are merged with it, of all in a compaction, of mostly dead ones."""
+    monkeypatch.setattr(merge, "LARGEST_METADATA", MOST)
+    operations = Deletes()
+    with Database(LocalStorage(tmp_path / "s", operations), background=False, key=key, retention=0) as db:
+        c = db.create_collection("c", 2, schema={"text": str, "tags": "list[str]"})
+        write(c, 0, 70)
+        operations.collection, operations.ids = c, ["r001", "r069", "r030"]
+        db.seal()
+        gone = {"r001", "r069", "r030"}
+        assert len(sizes(db)) == 3 and max(sizes(db)) <= MOST + HEADS
+        check(db, gone, 70)
+        for start in range(70, 120, 10):
+            write(c, start, start + 10)
+            db.seal()
+            assert max(sizes(db)) <= MOST + HEADS
+        check(db, gone)
+        db.compact()
+        assert len(sizes(db)) < 8 and max(sizes(db)) <= MOST + HEADS
+        check(db, gone)
+        more = {f"r{i:03}" for i in range(120) if i % 5 not in (0, 2)} - {"r067"}
+        c.delete(sorted(more))
+        db.seal()
+        gone |= more
+        assert max(sizes(db)) <= MOST + HEADS
+        check(db, gone)
+        assert db.verify() == []
+    with wdbx.open(tmp_path / "s", "r", key=key) as db:
+        check(db, gone)
+        assert sorted(each for each in db.collection("c").ids() if each.startswith("late")) == [
+            "late 0",
+            "late 1",
+            "late 2",
+        ]
+        assert db.verify() == []
+
+
+def test_postings_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [None, "the cat", "", "a dog and the cat", "東京 cat", "dog " * 30, *(f"word{i} cat" for i in range(20))]
+    column = pa.chunked_array([texts[:4], texts[4:], []], pa.string())
+    whole = postings.make_postings(column)
+    seen: list[int] = []
+
+    def spied(part: pa.Array) -> Any:
+        seen.append(part.nbytes)
+        return words.split(part)
+
+    monkeypatch.setattr(postings, "SPLIT_AT_ONCE", 60)
+    monkeypatch.setattr(postings, "split", spied)
+    parts = postings.make_postings(column)
+    assert len(seen) > 5 and sorted(seen)[-2] < 80
+    assert parts.number == whole.number
+    for name in ("lengths", "ends", "rows", "counts"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_long_texts_are_imported_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, given = 40, []
+    columns = {"id": [f"r{i}" for i in range(count)], "vector": np.ones((count, 2)).tolist()}
+    table = pa.table(columns | {"text": pa.array([text_of(str(i)) for i in range(count)], pa.large_string())})
+    monkeypatch.setattr(sources, "BATCH_BYTES", 10 * TEXT)
+    made = sources.arrow_piece
+
+    def spied(name: str, first: int, batch: pa.RecordBatch, found: Any) -> Any:
+        given.append(batch.nbytes)
+        return made(name, first, batch, found)
+
+    monkeypatch.setattr(sources, "arrow_piece", spied)
+    with Database(LocalStorage(tmp_path / "s", Quick()), background=False) as db:
+        c = db.create_collection("c", 2, schema={"text": str})
+        assert c.import_(table) == count
+        assert len(given) >= 4 and max(given) <= 10 * TEXT
+        assert [row.metadata["text"] for row in c.get([f"r{i}" for i in range(count)]) if row] == table[
+            "text"
+        ].to_pylist()
+
+
+def test_a_long_tail_is_not_joined_to_read_rows_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(*_: Any) -> pa.Table:
+        raise AssertionError("all of its metadata were asked for")
+
+    with Database(LocalStorage(tmp_path / "s", Quick()), background=False) as db:
+        c = db.create_collection("c", 2, "l2", schema={"text": str})
+        for turn in range(6):
+            ids = [f"r{turn}{i}" for i in range(turn + 1)]
+            c.upsert(ids, [[turn, i] for i in range(turn + 1)], [{"text": text_of(each)} for each in ids])
+        monkeypatch.setattr(Tail, "metadata", joined)
+        wanted = ["r53", "r00", "r21", "r31", "r20", "r55"]
+        assert [row.metadata["text"] for row in c.get(wanted) if row] == [text_of(each) for each in wanted]
+        hits = c.query([5, 2], top_k=8)
+        assert [hit.metadata["text"] for hit in hits] == [text_of(hit.id) for hit in hits]
+        assert len({hit.id[:2] for hit in hits}) > 2
+
+
+def test_more_texts_than_arrow_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec("c", 2, "l2", "float32", "str", {"text": str})
+    monkeypatch.setattr(pa, "array", lambda values, kind: pa.chunked_array([values[:1], values[1:]], kind))
+    with pytest.raises(InputError, match="field 'text' has more than 2 GiB in one write"):
+        make_metadata(spec, {"text": ["a", "b"]}, 2)
+
+
+VALUES = st.one_of(st.none(), st.text(max_size=9))
+
+
+@given(
+    texts=st.lists(VALUES, max_size=20),
+    lists=st.lists(st.one_of(st.none(), st.lists(VALUES, max_size=4)), min_size=20, max_size=20),
+    most_rows=st.integers(1, 30),
+    most_bytes=st.integers(1, 200),
+)
+def test_runs(texts: list[Any], lists: list[Any], most_rows: int, most_bytes: int) -> None:
+    table = pa.table({"t": pa.array(texts, pa.string()), "l": pa.array(lists[: len(texts)], pa.list_(pa.string()))})
+    sizes = row_bytes(table)
+    for i, (text, listed) in enumerate(zip(texts, lists, strict=False)):
+        held = (text or "") + "".join(each or "" for each in listed or [])
+        assert sizes[i] >= len(held.encode())
+    made = list(runs(sizes, most_rows, most_bytes))
+    assert [i for start, stop in made for i in range(start, stop)] == list(range(len(texts)))
+    for start, stop in made:
+        assert stop - start == 1 or (stop - start <= most_rows and sizes[start:stop].sum() <= most_bytes)
