@@ -65,7 +65,7 @@ class Store:
         self._pin: Held | None = None
         self._read: Loaded | None = None  # at the last refresh
         self._began = False  # to change what is stored
-        self._closed = False
+        self._closing = self._closed = False
         self._commits: Commits | None = None
         self._background: Background | None = None
         self._indexing: Background | None = None
@@ -272,7 +272,7 @@ class Store:
         for segment in lacking(self._contents, number):
             lists = segment.make_lists()
             with self._sealing:
-                if self._closed:
+                if self._closing:
                     break
                 commits, contents = self._writing(), self._contents
                 if lists is not None and store_lists(
@@ -348,7 +348,7 @@ class Store:
 
     def close(self) -> None:
         """Lets the store go; another process may write to it then."""
-        closed = False
+        self._closing, closed = True, False
         try:
             if self._indexing is not None and not self._forked:
                 self._indexing.stop(wait=False)

@@ -1,5 +1,6 @@
 """A handle that was closed says so, whatever is asked of it; and one that could not be opened leaves nothing."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
+from abi_jax.wdbx import store
+from abi_jax.wdbx.database import Database
+from abi_jax.wdbx.storage.local import LocalStorage
 
 READS: dict[str, Callable[[wdbx.Database], object]] = {
     "version": lambda db: db.version,
@@ -66,6 +70,34 @@ def test_a_closed_handle(tmp_path: Path, mode: str) -> None:
     with wdbx.open(path) as db:
         assert db.stats().pins == ()
         assert wdbx.verify(path) == []
+
+
+def test_lists_that_are_done_while_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not stored: where the chain ends may have been written by then."""
+    begun, done, stored = threading.Event(), threading.Event(), list[str]()
+
+    class Segment:
+        def make_lists(self) -> str:
+            begun.set()
+            done.wait(10)
+            return "lists"
+
+    monkeypatch.setattr(store, "lacking", lambda *_: [Segment()])
+    monkeypatch.setattr(store, "store_lists", lambda *_: stored.append("lists"))
+    db = Database(LocalStorage(tmp_path / "store"), background=False)
+    making = threading.Thread(target=db._index)
+    making.start()
+    begun.wait(10)
+    close_witness = db._close_witness
+
+    def close_then() -> bool:
+        done.set()
+        making.join(10)
+        return close_witness()
+
+    monkeypatch.setattr(db, "_close_witness", close_then)
+    db.close()
+    assert not making.is_alive() and stored == []
 
 
 def test_a_mesh_that_is_none_leaves_nothing_locked(tmp_path: Path) -> None:
