@@ -165,6 +165,48 @@ def test_an_encrypted_store(tmp_path: Path, abi: Abi, monkeypatch: pytest.Monkey
     assert abi("wdbx", "verify", path).status == 0
 
 
+def test_another_master_key(tmp_path: Path, abi: Abi) -> None:
+    path, old, new = tmp_path / "memory.wdbx", tmp_path / "old.key", tmp_path / "new.key"
+    old.write_bytes(bytes(range(32)))
+    new.write_bytes(bytes(range(1, 33)))
+    assert abi("wdbx", "create", path, "notes", "--dim", "2", "--key", old).status == 0
+    rotate = ("wdbx", "rotate", path, "--new-key", new)
+    assert abi(*rotate).status == 2
+    missing = abi("wdbx", "rotate", path, "--key", old, "--new-key", tmp_path / "none.key")
+    assert missing.status == 2 and "none.key: No such file" in missing.err
+    done = abi(*rotate, "--key", old, "--json")
+    assert done.status == 0 and done.json["data_keys"] >= 2
+    refused = abi("wdbx", "stats", path, "--key", old)
+    assert refused.status == 2 and "under another key than the one given" in refused.err
+    again = abi("wdbx", "rotate", path, "--key", new, "--new-key", old)
+    assert again.status == 0 and f"opens with {old}" in again.out
+    assert abi("wdbx", "stats", path, "--key", old).status == 0
+
+
+def test_a_tenant_is_erased(tmp_path: Path, abi: Abi) -> None:
+    path, key = tmp_path / "memory.wdbx", tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    theirs = ["--tenant", "customer-17"]
+    for name, more in (("theirs", theirs), ("ours", []), ("photos", [*theirs, "--ids", "int"])):
+        assert abi("wdbx", "create", path, name, "--dim", "2", "--key", key, *more).status == 0
+    np.save(tmp_path / "v.npy", np.ones((3, 2), np.float32))
+    assert abi("wdbx", "import", path, tmp_path / "v.npy", "--collection", "photos", "--key", key).status == 0
+    asked = ("wdbx", "erase", path, "customer-17", "--key", key)
+    warned = abi(*asked)
+    assert warned.status == 2 and "'customer-17' has photos, theirs, 3 rows; nothing brings back" in warned.err
+    assert set(abi("wdbx", "stats", path, "--key", key, "--json").json["collections"]) == {"ours", "photos", "theirs"}
+    done = abi(*asked, "--yes", "--json").json
+    assert (done["collections"], done["rows"]) == (["photos", "theirs"], 3)
+    assert list(abi("wdbx", "stats", path, "--key", key, "--json").json["collections"]) == ["ours"]
+    nobody = abi("wdbx", "erase", path, "nobody", "--key", key, "--yes")
+    assert nobody.status == 2 and "tenant 'nobody' has no collection" in nobody.err
+    plain = tmp_path / "plain.wdbx"
+    assert abi("wdbx", "create", plain, "notes", "--dim", "2").status == 0
+    refused = abi("wdbx", "erase", plain, "customer-17", "--yes")
+    assert refused.status == 2 and "is not encrypted" in refused.err
+    assert abi("wdbx", "verify", path, "--key", key).status == 0
+
+
 def test_which_collection(store: Path, abi: Abi) -> None:
     abi("wdbx", "create", store, "other", "--dim", "2")
     asked = abi("wdbx", "get", store, "a")
@@ -257,7 +299,7 @@ def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
         "export": [tmp_path / "x.jsonl"],
     }
     more |= {"receipt": [tmp_path / "x.json"], "prove": ["a", tmp_path / "x.json"], "backup": [tmp_path / "x"]}
-    more |= {"restore": [tmp_path / "x"]}
+    more |= {"restore": [tmp_path / "x"], "rotate": ["--new-key", tmp_path / "x"], "erase": ["tenant"]}
     asked = abi("wdbx", action, tmp_path / "nothing", *more.get(action, []))
     assert asked.status == 2 and "is not a WDBX store" in asked.err
     assert not (tmp_path / "nothing").exists()

@@ -8,6 +8,7 @@
   abi wdbx get memory.wdbx doc-1 doc-2;  abi wdbx delete memory.wdbx doc-1
   abi wdbx log memory.wdbx;  abi wdbx at memory.wdbx 17 --tag before-the-change
   abi wdbx verify memory.wdbx;  abi wdbx stats memory.wdbx;  abi wdbx backup memory.wdbx backups/memory.wdbx
+  abi wdbx rotate memory.wdbx --key old.key --new-key new.key;  abi wdbx erase memory.wdbx customer-17 --key new.key
 
 A store is a directory; `create` and `import` make it. Where it has one collection, no --collection need be given. Exit
 status of verify 1 where anything is wrong, of get 1 where an id is not there. `abi wdbx ACTION --help` tells more.
@@ -21,7 +22,7 @@ from typing import Any
 HELP = "a store of vectors: import, query, versions, verify"
 ACTIONS = (
     *("create", "import", "query", "get", "delete", "export", "log", "at"),
-    *("verify", "receipt", "prove", "compact", "backup", "restore", "stats"),
+    *("verify", "receipt", "prove", "compact", "backup", "restore", "rotate", "erase", "stats"),
 )
 
 

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("collection", help="name of the collection")
     parser.add_argument("--dim", type=int, metavar="D", help="numbers in a vector")
     parser.add_argument("--key", metavar="KEY", help="encrypts a new store: file of the master key, or env:NAME")
+    parser.add_argument(
+        "--tenant", default="", metavar="NAME", help="whose data it is, of an encrypted store: see erase"
+    )
     parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default), l2 or ip")
     parser.add_argument("--dtype", default="float32", metavar="NAME", help="float32 (default), float16, bfloat16, int8")
     parser.add_argument("--ids", default="str", metavar="TYPE", help="str (default) or int")
@@ -51,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     encoder = None if options.encoder is None else SentenceEncoder(options.encoder)
     with wdbx.open(options.store, key=options.key) as db:
         made = db.create_collection(
-            options.collection, options.dim, options.metric, options.dtype, schema, options.ids, encoder
+            options.collection, options.dim, options.metric, options.dtype, schema, options.ids, encoder, options.tenant
         )
         version = db.version
     spec = made.spec
