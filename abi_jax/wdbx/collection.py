@@ -191,9 +191,10 @@ class CollectionHandle:
         explain: answers with a pair, the second of which says how rows were searched, and why.
         """
         view = self.view(at).with_recall(recall)
+        view = view.telling() if explain else view
         words = Words(fields, bm25 or Bm25(), fusion or Fusion())
         answer = ask(view, self.encoder, vectors, text, top_k, where, mode, words)
-        return (answer, view.explain(where, top_k)) if explain else answer
+        return (answer, view.said()) if explain else answer
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists, for queries with a recall below 1.

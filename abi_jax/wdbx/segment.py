@@ -129,6 +129,12 @@ class Segment:
 
         return len(self) >= WORTH_LISTS
 
+    def lists(self) -> "Lists | None":
+        """Lists of the rows that are made or stored already."""
+        if self._index is not None and self._index.made is not None:
+            return self._index.made.lists
+        return self.stored_lists.lists if self.worth_lists and self.stored_lists is not None else None
+
     def index(self, wait: bool = False) -> "Index | None":
         """Lists of the rows, if they are made or stored; else they are begun, where rows are enough, or waited for."""
         from abi_jax.wdbx.search.index import IndexMaker

@@ -1,7 +1,7 @@
 """A collection as it was at one version: what is read, looked up and searched. Nothing that is written changes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from abi_jax.wdbx.search.engine import Part, explain, search
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.search.found import Found
 from abi_jax.wdbx.search.mesh_part import MeshPart
+from abi_jax.wdbx.search.told import Told
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.tail import Tail
@@ -45,7 +46,7 @@ class View:
     """Rows of `segments`, then the first `count` of `tail`, of which those are there that are alive at `version`.
 
     mesh: where it is searched; None: on this host. recall: of the rows that are nearest to a vector, how many are to be
-    found on average; 1: all, for certain.
+    found on average; 1: all, for certain. told: notes how it is searched.
     """
 
     spec: CollectionSpec
@@ -55,6 +56,7 @@ class View:
     count: int
     mesh: "MeshSearch | None" = None
     recall: float = 1.0
+    told: Told | None = None
 
     def __len__(self) -> int:
         return sum(int(np.count_nonzero(alive)) for alive in self.alive())
@@ -168,16 +170,30 @@ class View:
         top_k = check_top_k(top_k)
         checked = make_vectors(self._query_spec, queries, "query")
         if self.mesh is not None:
-            return self.mesh(self.spec, self._mesh_parts(self.allowed(where)), self.spec.metric, checked, top_k)
-        return search(self._parts(where), self.spec.metric, checked, top_k, self.recall)
+            parts = self._mesh_parts(self.allowed(where))
+            return self.mesh(self.spec, parts, self.spec.metric, checked, top_k, self.told)
+        return search(self._parts(where), self.spec.metric, checked, top_k, self.recall, self.told)
 
     def explain(self, where: Mapping[str, Any] | None = None, top_k: int = 10) -> list[dict[str, Any]]:
-        """How the segments and the tail would be searched, and why: see `search.plan.Plan`."""
-        names = [*(f"segment {each.number}" for each in self.segments), "tail"]
-        return [
-            {"part": name, **asdict(plan)}
-            for name, plan in zip(names, explain(self._parts(where), self.recall, top_k), strict=True)
-        ]
+        """How this host would search the segments and the tail for one vector, and why: see `search.plan.Plan`.
+
+        Nothing is made for it, and nothing begun: what a query did is told by `said`.
+        """
+        told = Told()
+        told.add(enumerate(explain(self._parts(where), self.recall, check_top_k(top_k))), 1)
+        return told.entries(self._part_names)
+
+    def telling(self) -> "View":
+        """The same view, which notes how it is searched: see `said`."""
+        return replace(self, told=Told())
+
+    def said(self) -> list[dict[str, Any]]:
+        """How the segments and the tail were searched, by what was done, and for how many queries; see `telling`."""
+        return [] if self.told is None else self.told.entries(self._part_names)
+
+    @property
+    def _part_names(self) -> list[str]:
+        return [*(f"segment {each.number}" for each in self.segments), "tail"]
 
     def with_recall(self, recall: float) -> "View":
         """The same view, asked for that share of the nearest rows, on average."""
@@ -237,7 +253,14 @@ class View:
 
     def _make_parts(self, allowed: Sequence[np.ndarray | None]) -> list[Part]:
         parts = [
-            Part(each.vectors, alive, partial(getattr, each, "norms"), partial(getattr, each, "codes"), each.index)
+            Part(
+                each.vectors,
+                alive,
+                partial(getattr, each, "norms"),
+                partial(getattr, each, "codes"),
+                each.index,
+                each.lists,
+            )
             for each, alive in zip(self.segments, allowed, strict=False)
         ]
         tail = self.tail.vectors[: self.count]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
     from abi_jax.wdbx.search.host import CodedPart
     from abi_jax.wdbx.search.index import Index
+    from abi_jax.wdbx.search.ivf import Lists
     from abi_jax.wdbx.search.plan import Plan
+    from abi_jax.wdbx.search.told import Told
 
 FEW_ROWS = 2048  # in all: a product over all of them takes no longer than looking for the best
 
@@ -27,7 +29,7 @@ FEW_ROWS = 2048  # in all: a product over all of them takes no longer than looki
 class Part:
     """Rows that are searched together: vectors `[n, D]`, and which of them may be found, bool `[n]`; None: all.
 
-    norms, codes, index: called when they are needed; `index` may have none.
+    norms, codes, index: called when they are needed; `index` may have none. lists: those that are there already.
     """
 
     vectors: np.ndarray
@@ -35,10 +37,16 @@ class Part:
     norms: "Callable[[], np.ndarray]"
     codes: "Callable[[], Codes]"
     index: "Callable[[], Index | None]" = lambda: None
+    lists: "Callable[[], Lists | None]" = lambda: None
 
     @cached_property
     def _allowed(self) -> np.ndarray | None:
         return None if self.allowed is None or self.allowed.all() else self.allowed
+
+    @property
+    def num_allowed(self) -> int:
+        """How many rows may be found."""
+        return len(self.vectors) if self.allowed is None else int(np.count_nonzero(self.allowed))
 
     def coded(self, recall: float) -> "CodedPart":
         """The rows with their codes; in the order of lists, where these are of use and there are some."""
@@ -61,28 +69,41 @@ def compiled() -> bool:
     return find_spec("numba") is not None
 
 
-def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> Found:
+def search(
+    parts: Sequence[Part],
+    metric: str,
+    queries: np.ndarray,
+    top_k: int,
+    recall: float = 1.0,
+    told: "Told | None" = None,
+) -> Found:
     """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
 
-    recall: of the best rows, how many are to be found on average; 1: all, for certain.
+    recall: of the best rows, how many are to be found on average; 1: all, for certain. told: what was done, if asked.
     """
     top_k = max(1, min(top_k, sum(len(each.vectors) for each in parts)))
     if _few_rows(parts):
+        if told is not None:
+            told.add(enumerate(explain(parts, recall, top_k)), len(queries))
         every = [flat.Part(each.vectors, each.norms(), _mask(each)) for each in parts]
         return flat.search(every, metric, queries, top_k)
     from abi_jax.wdbx.search import host
 
-    return host.search([each.coded(recall) for each in parts], metric, queries, top_k, recall)
+    return host.search([each.coded(recall) for each in parts], metric, queries, top_k, recall, told)
 
 
 def explain(parts: Sequence[Part], recall: float, top_k: int) -> "list[Plan]":
-    """How each part would be searched, and why."""
+    """How each part would be searched, and why, with what has been made already. Makes nothing."""
     from abi_jax.wdbx.search.plan import Plan, choose
 
     if _few_rows(parts):
         why = f"fewer than {FEW_ROWS} rows in all" if compiled() else "numba is not installed"
-        return [Plan("flat", len(each.vectors), len(each.vectors), 0, why) for each in parts]
-    return [choose(each.coded(recall), recall, top_k) for each in parts]
+        return [Plan("flat", each.num_allowed, len(each.vectors), 0, why) for each in parts]
+    lists = [each.lists() if recall < 1 else None for each in parts]
+    return [
+        choose(len(each.vectors), each.num_allowed, there, recall, top_k)
+        for each, there in zip(parts, lists, strict=True)
+    ]
 
 
 def _few_rows(parts: Sequence[Part]) -> bool:

@@ -38,6 +38,17 @@ class Found:
             made.append(Best(parts, rows[:count] - self.bases[parts], scores[:count]))
         return made
 
+    def replaced(self, which: np.ndarray, others: "Found") -> "Found":
+        """The same with what another search of the same parts found for queries `which`, int64."""
+        width = max(self.rows.shape[1], others.rows.shape[1])
+        rows = np.zeros((len(self.rows), width), np.int64)
+        scores = np.zeros(rows.shape, self.scores.dtype)
+        counts, tied = self.counts.copy(), self.tied.copy()
+        rows[:, : self.rows.shape[1]], scores[:, : self.rows.shape[1]] = self.rows, self.scores
+        rows[which, : others.rows.shape[1]], scores[which, : others.rows.shape[1]] = others.rows, others.scores
+        counts[which], tied[which] = others.counts, others.tied
+        return Found(rows, scores, counts, tied, self.bases)
+
     @property
     def there(self) -> np.ndarray:
         """Which of them are rows, bool `[B, W]`."""

@@ -1,20 +1,23 @@
 """Search on a CPU: codes say which rows are worth a look, exact scores decide. docs/architecture.md, "Search"."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
+from abi_jax.wdbx.search.filtered import choose_lists
 from abi_jax.wdbx.search.found import Found, bases_of, stacked
 from abi_jax.wdbx.search.ivf import QUERIES_OF_A_SHARE, Lists
 from abi_jax.wdbx.search.kernels.arrays import OVERFLOW, TILE, Kept
 from abi_jax.wdbx.search.kernels.decide import decide, gather
-from abi_jax.wdbx.search.kernels.scan import scan_lists, scan_tiles
-from abi_jax.wdbx.search.plan import DEVIATIONS, Plan, choose
+from abi_jax.wdbx.search.kernels.lists import count_allowed
+from abi_jax.wdbx.search.kernels.scan import scan_chosen, scan_lists, scan_tiles
+from abi_jax.wdbx.search.plan import DEVIATIONS, MOST_ALLOWED, Plan, choose
 from abi_jax.wdbx.search.threads import run, shares, workers
+from abi_jax.wdbx.search.told import Told
 
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
@@ -47,18 +50,40 @@ class CodedPart:
         """How the part is searched."""
         made = self.plans.get((recall, top_k))
         if made is None:
-            made = self.plans[recall, top_k] = choose(self, recall, top_k)
+            made = choose(len(self.codes), self.num_allowed, self.lists, recall, top_k)
+            self.plans[recall, top_k] = made
+        return made
+
+    @cached_property
+    def num_allowed(self) -> int:
+        """How many rows may be found."""
+        return len(self.codes) if self.allowed is None else int(np.count_nonzero(self.allowed))
+
+    @cached_property
+    def allowed_in_lists(self) -> np.ndarray | None:
+        """How many rows of each list may be found, int64 `[L]`; None where nearly all may be."""
+        if self.lists is None or self.allowed is None or self.num_allowed >= MOST_ALLOWED * len(self.codes):
+            return None
+        made = np.empty(len(self.lists.centroids), np.int64)
+        count_allowed(self.lists.order, self.lists.ends, self.allowed, made)
         return made
 
 
-def search(parts: Sequence[CodedPart], metric: str, queries: np.ndarray, top_k: int, recall: float = 1.0) -> Found:
+def search(
+    parts: Sequence[CodedPart],
+    metric: str,
+    queries: np.ndarray,
+    top_k: int,
+    recall: float = 1.0,
+    told: Told | None = None,
+) -> Found:
     """The best rows of each query `[B, D]`, float32; those that tie with the last one are all there.
 
-    recall: of the best rows, how many are to be found on average; 1: all, for certain.
+    recall: of the best rows, how many are to be found on average; 1: all, for certain. told: what was done, if asked.
     """
     if len(queries) > AT_ONCE:
         some = [queries[start : start + AT_ONCE] for start in range(0, len(queries), AT_ONCE)]
-        return stacked([search(parts, metric, each, top_k, recall) for each in some])
+        return stacked([search(parts, metric, each, top_k, recall, told) for each in some])
     share = 1.0 if recall >= 1 else min(1.0, DEVIATIONS / queries.shape[1] ** 0.5)
     search_ = _Search(parts, make_query_codes(metric, queries, share), top_k)
     plans = [(part.plan(recall, top_k), number) for number, part in enumerate(parts) if len(part.codes)]
@@ -66,13 +91,28 @@ def search(parts: Sequence[CodedPart], metric: str, queries: np.ndarray, top_k: 
     for plan, number in sorted(plans, key=lambda each: -each[0].rows):
         lists = parts[number].lists
         if plan.way == "ivf" and lists is not None:
-            search_.scan_lists(number, lists, plan.nearest)
+            allowed = parts[number].allowed_in_lists
+            if allowed is None:
+                search_.scan_lists(number, lists, plan.nearest)
+            else:
+                search_.scan_chosen(number, lists, choose_lists(lists, allowed, search_.queries, top_k, recall))
             by_lists = True
         else:
             search_.scan_all(number, plan.way == "gather")
-    if by_lists and search_.found_too_few():
-        return search(parts, metric, queries, top_k)
-    return search_.decide()
+    lacking = search_.lacking() if by_lists else NOWHERE
+    if told is not None:
+        done = [(number, search_.done(number, plan, recall)) for plan, number in plans]
+        told.add(done, len(queries) - len(lacking))
+        told.add([(number, _again(plan, parts[number].plan(1, top_k), top_k)) for number, plan in done], len(lacking))
+    if not len(lacking):
+        return search_.decide()
+    again = search(parts, metric, queries[lacking], top_k)
+    return again if len(lacking) == len(queries) else search_.decide().replaced(lacking, again)
+
+
+def _again(plan: Plan, after: Plan, top_k: int) -> Plan:
+    why = f"lists held fewer than {top_k} rows, so that all were searched after them: {after.why}"
+    return Plan(after.way, plan.rows + after.rows, plan.of, plan.nearest, why)
 
 
 class _Search:
@@ -110,8 +150,15 @@ class _Search:
 
     def scan_lists(self, number: int, lists: Lists, nearest: int) -> None:
         """Looks at the `nearest` lists of a part, in as many threads as queries are worth."""
+        self._scan_lists(number, scan_lists, *lists.arrays, min(nearest, len(lists.centroids)))
+
+    def scan_chosen(self, number: int, lists: Lists, chosen: np.ndarray) -> None:
+        """Looks at the lists of a part that were chosen for each query; see `choose_lists`."""
+        self._scan_lists(number, scan_chosen, lists.ends, chosen)
+
+    def _scan_lists(self, number: int, kernel: Callable[..., int], *which: Any) -> None:
         heaps, sizes = self.kept[0].heaps.copy(), self.kept[0].sizes.copy()
-        about = (*lists.arrays, min(nearest, len(lists.centroids)), *self._about(number))
+        about = (*which, *self._about(number))
         full = True
         while full:
             full = False
@@ -119,7 +166,7 @@ class _Search:
             def scan(first: int, last: int) -> None:
                 nonlocal full
                 asked = (first, last, *self.queries.arrays, self.floors)
-                if scan_lists(*about, *asked, *self.kept[0]) == OVERFLOW:
+                if kernel(*about, *asked, *self.kept[0]) == OVERFLOW:
                     full = True
 
             shares(len(self.queries), scan, QUERIES_OF_A_SHARE)
@@ -144,16 +191,27 @@ class _Search:
         made.heaps[:], made.sizes[:] = heaps, sizes
         self.kept[thread] = made
 
-    def found_too_few(self) -> bool:
-        """Whether some query has less than `top_k` rows, though there are more that may be found."""
+    def done(self, number: int, plan: Plan, recall: float) -> Plan:
+        """A plan that was carried out, with the rows and lists that were looked at on average."""
+        lists, allowed = self.parts[number].lists, self.parts[number].allowed_in_lists
+        if plan.way != "ivf" or lists is None:
+            return plan
+        if allowed is None:
+            chosen = lists.nearest(self.queries, plan.nearest)
+        else:
+            chosen = choose_lists(lists, allowed, self.queries, self.top_k, recall)
+        rows = np.where(chosen >= 0, np.diff(lists.ends)[chosen], 0).sum() / len(chosen)
+        nearest = np.count_nonzero(chosen >= 0) / len(chosen)
+        return replace(plan, rows=round(float(rows)), nearest=round(nearest))
+
+    def lacking(self) -> np.ndarray:
+        """Queries that have less than `top_k` rows, though there are more that may be found, int64."""
         counts = self.kept[0].numbers
         for each in self.kept[1:]:
             counts = counts + each.numbers
-        least = int(counts.min())
-        if least >= self.top_k:
-            return False
-        allowed = [len(each.codes) if each.allowed is None else np.count_nonzero(each.allowed) for each in self.parts]
-        return bool(least < min(self.top_k, sum(allowed)))
+        if int(counts.min()) >= self.top_k:
+            return NOWHERE
+        return np.flatnonzero(counts < min(self.top_k, sum(each.num_allowed for each in self.parts)))
 
     def decide(self) -> Found:
         """Exact scores of what was kept, and the best of these."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,17 @@ CAREFUL = 0.3
 QUERIES_OF_A_SHARE = 32  # that are worth a thread
 SAMPLE = 40  # rows a list that centroids are learned from
 ITERATIONS = 6
+
+
+class Expected(NamedTuple):
+    """Of so many `neighbours`, float64 `[M]`, how many to expect in the list that is nearest, the second, and so on.
+
+    expected: float64 `[M, R]`. middles: int64 `[M]`, the list up to which half of them are.
+    """
+
+    neighbours: np.ndarray
+    expected: np.ndarray
+    middles: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,20 @@ class Lists:
         of = min((each for each in self.ranks if each >= top_k), default=None)
         if of is None:
             return None
-        share = recall + CAREFUL * (1 - recall)
         upto = np.cumsum(self.ranks[of])
-        return int(np.searchsorted(upto, ceil(share * (upto[-1] - 1)), "right")) + 1
+        return int(np.searchsorted(upto, ceil(careful(recall) * (upto[-1] - 1)), "right")) + 1
+
+    @cached_property
+    def expected(self) -> Expected:
+        """Where neighbours are to be expected, as it was measured."""
+        measured = sorted(self.ranks)
+        reach = max((int(np.flatnonzero(each)[-1]) + 1 for each in self.ranks.values()), default=0)
+        expected = np.zeros((len(measured), reach))
+        for made, count in zip(expected, measured, strict=True):
+            made[:] = _smoothed(self.ranks[count][:reach].astype(np.float64))
+            made *= count / made.sum()
+        middles = [int(np.searchsorted(np.cumsum(each), each.sum() / 2)) for each in expected]
+        return Expected(np.array(measured, np.float64), expected, np.array(middles, np.int64))
 
     def rows_in(self, nearest: int) -> int:
         """About how many rows are in so many lists."""
@@ -70,6 +93,18 @@ class Lists:
 
         shares(len(queries), work, QUERIES_OF_A_SHARE)
         return chosen
+
+
+def _smoothed(counts: np.ndarray) -> np.ndarray:
+    """The same sum over 1, 2, 4, 8 and so on of them, spread evenly: what was measured of few is ragged."""
+    begins = np.array([(1 << i) - 1 for i in range(len(counts).bit_length())])
+    sizes = np.diff([*begins, len(counts)])
+    return np.repeat(np.add.reduceat(counts, begins) / sizes, sizes)
+
+
+def careful(recall: float) -> float:
+    """What recall to plan for, so that it is reached."""
+    return recall + CAREFUL * (1 - recall)
 
 
 def _penalty(metric: str, centroids: np.ndarray) -> np.ndarray:

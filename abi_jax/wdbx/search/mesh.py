@@ -6,7 +6,7 @@ the margin by which scores may be off (many rows tie), every row above it is ask
 
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from abi_jax.wdbx.search.mesh_pages import PageShape, Queries, encode_queries, m
 from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.search.mesh_pool import Pool, Scanned
 from abi_jax.wdbx.search.mesh_programs import Arrays, programs_on
+from abi_jax.wdbx.search.plan import Plan
+from abi_jax.wdbx.search.told import Told
 
 BATCHES = (1, 4, 8, 16, 32, 64, 128, 256, 512)  # queries of a program
 MOST_QUERIES = {"cpu": 64}  # of a program: XLA multiplies more no quicker; elsewhere, all of these
@@ -73,18 +75,24 @@ class MeshSearch:
         return sum(pool.nbytes for pool in self._pools.values())
 
     def __call__(
-        self, collection: Hashable, parts: Sequence[MeshPart], metric: str, queries: np.ndarray, top_k: int
+        self,
+        collection: Hashable,
+        parts: Sequence[MeshPart],
+        metric: str,
+        queries: np.ndarray,
+        top_k: int,
+        told: Told | None = None,
     ) -> Found:
         """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
 
-        collection: whose rows these are; its pages are kept together.
+        collection: whose rows these are; its pages are kept together. told: what was done, if asked.
         """
         found: list[Best] = []
         keep = keep_for(self._shape(parts, metric, queries.shape[1]).compute, parts, top_k)
         most = min(KEPT_AT_ONCE // keep, MOST_QUERIES.get(self.programs.platform, BATCHES[-1]))
         step = max((size for size in BATCHES if size <= most), default=1)
         for start in range(0, len(queries), step):
-            found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep)
+            found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep, told)
         return found_of(found, [len(each.vectors) for each in parts])
 
     def _shape(self, parts: Sequence[MeshPart], metric: str, dim: int) -> PageShape:
@@ -102,6 +110,7 @@ class MeshSearch:
         queries: np.ndarray,
         top_k: int,
         keep: int,
+        told: Told | None,
     ) -> list[Best]:
         batch = next(size for size in BATCHES if size >= len(queries))
         with self.programs.lock:
@@ -111,7 +120,18 @@ class MeshSearch:
             near, floors, incomplete = self._near(pool, parts, encoded, top_k, len(queries), keep)
             if incomplete:
                 near += self._all_above(pool, parts, queries, incomplete, floors)
+            if told is not None:
+                self._tell(told, pool.shape.compute, parts, len(queries), len(incomplete))
         return decide(parts, metric, queries, top_k, near)
+
+    def _tell(self, told: Told, compute: str, parts: Sequence[MeshPart], queries: int, again: int) -> None:
+        """Notes how parts were searched. again: for how many queries all rows above a bound were asked for."""
+        where = f"{self.programs.devices} devices of type {self.programs.platform}, {compute} by {self.config.kernel}"
+        rows = [len(part.vectors) if part.allowed.any() else 0 for part in parts]
+        once = [Plan("mesh", count, len(part.vectors), 0, where) for count, part in zip(rows, parts, strict=True)]
+        twice = f"{where}; twice, since rows tie or are nearly as good"
+        told.add(enumerate(once), queries - again)
+        told.add(enumerate(replace(plan, rows=2 * plan.rows, why=twice) for plan in once), again)
 
     def _pool(self, collection: Hashable, parts: Sequence[MeshPart], metric: str, dim: int) -> Pool:
         shape = self._shape(parts, metric, dim)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.search.plan import Plan
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion, fuse
@@ -30,8 +31,22 @@ def keyword_search(
         raise InputError(f"text {text!r:.60}: expected a string")
     alive = view.alive()
     allowed = alive if where is None else view.allowed(where)
-    parts = [_parts(view, field, alive) for field in text_fields(view.spec, fields)]
-    return view.hits(rank(parts, words_of(text), settings, allowed, top_k), top_k)[0]
+    named, words = text_fields(view.spec, fields), words_of(text)
+    parts = [_parts(view, field, alive) for field in named]
+    if view.told is not None:
+        view.told.add(_plans(named, parts, words), 1)
+    return view.hits(rank(parts, words, settings, allowed, top_k), top_k)[0]
+
+
+def _plans(fields: Sequence[str], parts: Sequence[Sequence[PartWords]], words: Sequence[str]) -> list[tuple[int, Plan]]:
+    """How each part is searched: rows are those that have any of the words."""
+    why = f"{', '.join(dict.fromkeys(words)) or 'no word'} in {', '.join(fields)}"
+    made = []
+    for number, of_fields in enumerate(zip(*parts, strict=True)):
+        having = [each.of(word)[0] for each in of_fields for word in words]
+        rows = len(np.unique(np.concatenate([np.zeros(0, np.int32), *having])))
+        made.append((number, Plan("keyword", rows, len(of_fields[0].alive), 0, why)))
+    return made
 
 
 def _parts(view: "View", field: str, alive: Sequence[np.ndarray]) -> list[PartWords]:

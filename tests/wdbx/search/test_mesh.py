@@ -138,7 +138,13 @@ def test_more_ties_than_devices_return(tmp_path: Path) -> None:
             vectors[rng.permutation(1000)[:400]] = 2 * vectors[0]
             c.upsert(np.arange(1000), vectors)
             queries = np.stack([3 * vectors[0], vectors[5]])
-            check(c.view().search(queries, TOP_K), metric, queries, vectors, np.ones(1000, bool))
+            found, how = c.query(queries, TOP_K, explain=True)
+            check(found, metric, queries, vectors, np.ones(1000, bool))
+            assert {(each["part"], each["way"], each["of"]) for each in how} == {("tail", "mesh", 1000)}
+            assert sum(each["queries"] for each in how) == 2
+            assert {each["why"] for each in how} >= {
+                "2 devices of type cpu, float32 by xla; twice, since rows tie or are nearly as good"
+            }
 
 
 def test_more_asked_for_than_there_are(tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
 def arrange(chosen, first, num_lists):  # type: ignore[no-untyped-def]
     """Puts queries that look at a list side by side. The nearest lists come first: floors rise early.
 
-    chosen: as `nearest_lists` leaves it, for queries from `first` on. Returns what is looked at one after the other:
-    lists, where the queries of each begin in `order`, and how many they are, up to `GROUP`; and `order`.
+    chosen: as `nearest_lists` leaves it, for queries from `first` on; what is negative is no list. Returns what is
+    looked at one after the other: lists, where the queries of each begin in `order`, and how many they are, up to
+    `GROUP`; and `order`.
     """
     queries, nearest = chosen.shape
     order = np.empty(queries * nearest, np.int64)
@@ -61,15 +62,17 @@ def arrange(chosen, first, num_lists):  # type: ignore[no-untyped-def]
     places = np.zeros(num_lists + 1, np.int64)
     for start, stop in ((0, 1), (1, nearest)):
         if queries == 1:
+            order[0] = first
             for j in range(start, stop):
-                lists[made], begins[made], counts[made] = chosen[0, j], 0, 1
-                order[0] = first
-                made += 1
+                if chosen[0, j] >= 0:
+                    lists[made], begins[made], counts[made] = chosen[0, j], 0, 1
+                    made += 1
             continue
         places[:] = 0
         for query in range(queries):
             for j in range(start, stop):
-                places[chosen[query, j] + 1] += 1
+                if chosen[query, j] >= 0:
+                    places[chosen[query, j] + 1] += 1
         for number in range(num_lists):
             for at in range(0, places[number + 1], GROUP):
                 lists[made], begins[made] = number, done + places[number] + at
@@ -79,10 +82,21 @@ def arrange(chosen, first, num_lists):  # type: ignore[no-untyped-def]
         for query in range(queries):
             for j in range(start, stop):
                 number = chosen[query, j]
-                order[done + places[number]] = first + query
-                places[number] += 1
-        done += queries * (stop - start)
+                if number >= 0:
+                    order[done + places[number]] = first + query
+                    places[number] += 1
+        done += places[num_lists]
     return lists[:made], begins[:made], counts[:made], order
+
+
+@kernel()
+def count_allowed(order, ends, allowed, counts):  # type: ignore[no-untyped-def]
+    """How many rows of each list may be found, int64 `[L]`. order, ends: of lists. allowed: bool `[n]`."""
+    for number in range(counts.size):
+        count = 0
+        for i in range(ends[number], ends[number + 1]):
+            count += allowed[order[i]]
+        counts[number] = count
 
 
 @kernel(**FLOAT)

@@ -121,6 +121,46 @@ def scan_lists(  # type: ignore[no-untyped-def]
     return _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores)
 
 
+@kernel(**FLOAT)
+def scan_chosen(  # type: ignore[no-untyped-def]
+    ends,
+    chosen,
+    codes,
+    scale,
+    offset,
+    error,
+    names,
+    longest,
+    base,
+    allowed,
+    first,
+    last,
+    queries,
+    steps,
+    lengths,
+    left,
+    squares,
+    floors,
+    heaps,
+    sizes,
+    found,
+    upper,
+    numbers,
+):
+    """Looks at lists that were chosen for queries `first` to `last`.
+
+    ends: of lists. chosen: int32 `[B, W]`, as `arrange` is given it. The other arguments: see `scan_tiles`.
+    """
+    of = CodeArrays(codes, scale, offset, error, names)
+    asked = QueryArrays(queries, steps, lengths, left, squares)
+    kept = Kept(heaps, sizes, found, upper, numbers)
+    slack = np.empty(steps.size, np.float32)
+    _slack(longest, offset.size != 0, asked, slack)
+    lists, begins, counts, order = arrange(chosen[first:last], first, ends.size - 1)
+    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
+    return _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores)
+
+
 @part(**FLOAT)
 def _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
     for number in range(lists.size):
