@@ -226,12 +226,13 @@ class Commits:
 
     def check(self) -> None:
         """Raises where nothing can be written any more: `FencedError` where another process writes to the store."""
-        self._check_fence()
+        self.check_fence()
         broken = self._broken or (UNCERTAIN if self._uncertain else "")
         if broken:
             raise WdbxError(f"nothing can be written: {broken}; open the store again")
 
-    def _check_fence(self) -> None:
+    def check_fence(self) -> None:
+        """Raises `FencedError` where another process writes to the store. May be called while others commit."""
         if not self._fenced:
             try:
                 self._fence()
@@ -263,4 +264,4 @@ class Commits:
                 f"{self._broken}; whether this was written is known when the store is opened again"
             ) from error
         self.size += size
-        self._check_fence()
+        self.check_fence()
