@@ -34,7 +34,7 @@ from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text, make_spec
 from abi_jax.wdbx.stats import Stats, measure
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.storage.local import LocalStorage
-from abi_jax.wdbx.storage.place import open_storage
+from abi_jax.wdbx.storage.place import folder_of, open_storage
 from abi_jax.wdbx.store import RETENTION, Store
 from abi_jax.wdbx.transfer.backup import Copied, copy_store
 from abi_jax.wdbx.verify import verify
@@ -276,7 +276,7 @@ class Database(Store):
                 tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
             ):
                 try:
-                    return copy_store(self.storage, LocalStorage(Path(path)), pinned.version, bar.update)
+                    return copy_store(self.storage, LocalStorage(folder_of(path)), pinned.version, bar.update)
                 except InputError:
                     if self.mode != "r" or attempt == ATTEMPTS or self.refresh() == pinned.version:
                         raise  # else its log was sealed by another process

@@ -1,5 +1,7 @@
 """What can go wrong with a store that is nobody's bad input."""
 
+import errno
+
 from abi_jax.errors import InputError
 
 
@@ -13,6 +15,20 @@ class LockedError(WdbxError):
 
 class FencedError(WdbxError):
     """Another process has taken the store over; what this one had not yet acknowledged may be in it or not."""
+
+
+class StorageError(WdbxError, OSError):
+    """An object store did not do what it was asked, or did not answer; the message names its URL, and why.
+
+    uncertain: whether what was to be written may be there all the same, or may yet come to be.
+    """
+
+    def __init__(self, message: str, uncertain: bool = True) -> None:
+        super().__init__(errno.EIO, message)
+        self.errno, self.strerror, self.uncertain = errno.EIO, message, uncertain
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class DamagedError(WdbxError):

@@ -79,7 +79,7 @@ class Store:
             if mode == "a":
                 self._open_to_write()
                 if background:
-                    self._background = Background(self.seal, self._unsealed)
+                    self._background = Background(self.seal, self._due)
                 if background and indexes:
                     self._indexing = Background(self._index, lambda: len(lacking(self._contents)), "indexing")
                     self._indexing.written()
@@ -234,6 +234,12 @@ class Store:
         """Bytes of the log that no segment holds, 0 where there is nothing but sealing in it."""
         return self._writing().size if is_new(self._contents, self._sealed) else 0
 
+    def _due(self) -> int:
+        """Bytes of the log that no segment holds, with what reading its versions costs besides."""
+        sealed = self._sealed.manifest.version if self._sealed.manifest else 0
+        unsealed = self._unsealed()
+        return unsealed and unsealed + self.storage.overhead * (self.version - sealed)
+
     def resolve(self, at: At = None) -> int:
         """The version that `at` means: itself, a tag's, the last at a time, or the last."""
         return resolve(at, self._contents, self.storage, self._sealed.manifest)
@@ -251,7 +257,7 @@ class Store:
         """Turns what only the log holds into segments."""
         with self._sealing:
             self._seal(everything)
-            self._writing().check()
+            self._writing().check_fence()
             collect(self.storage, self._sealed, held(self.storage))
         self._tell(self._indexing)
 
@@ -284,6 +290,7 @@ class Store:
 
     def _seal(self, everything: bool = False) -> None:
         commits, store, contents = self._writing(), self._loaded.store, self._contents
+        commits.check_fence()  # whoever has the store now may have taken away what is read next
         since = self._horizons()
         seal(
             self.storage,

@@ -27,6 +27,7 @@ from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.segment_digest import segment_content
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
+from abi_jax.wdbx.storage.lease import read_lease
 from abi_jax.wdbx.storage.place import open_storage
 from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
 from abi_jax.wdbx.stored_lists import index_name
@@ -69,10 +70,10 @@ def verify(
 
 
 def _state(storage: Storage) -> list[tuple[str, int]]:
-    """What is there, and how large."""
-    folders = ("log", MANIFESTS, "segments", INDEXES)
-    names = [f"{folder}/{name}" for folder in folders for name in storage.all_names(folder)]
-    return [(name, storage.size(name)) for name in (*names, HEAD_FILE, "lock")]
+    """What is there, and how large those files are that grow or are replaced."""
+    names = [f"{folder}/{name}" for folder in ("log", MANIFESTS) for name in storage.all_names(folder)]
+    steps = [(f"{folder}/{name}", 0) for folder in ("segments", INDEXES) for name in storage.all_names(folder)]
+    return steps + [(name, storage.size(name)) for name in (*names, HEAD_FILE, "lock")]
 
 
 class _Walk:
@@ -120,7 +121,7 @@ class _Walk:
         line_up(self.line, logs)
         yield from chain_findings(self.line, logs, manifests[0] if manifests else None)
         owners = self.storage.read("lock") or b""
-        if not OWNERS.fullmatch(owners):
+        if not OWNERS.fullmatch(owners) and read_lease(owners) is None:
             yield Finding("lock", "who writes", f"is {owners[:40]!r}; expected lines that name processes")
         said = self.storage.read(HEAD_FILE)
         yield from witness_findings(said, self.line, logs, closed=not owners and not self.written)

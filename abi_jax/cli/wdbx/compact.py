@@ -21,15 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Compacts and returns the bytes before and after."""
-    before = _bytes(options)
     with open_store(options, "a") as db:
+        before = db.stats().total_bytes
         db.compact()
-        version = db.version
-    after = _bytes(options)
+        version, after = db.version, db.stats().total_bytes
     if not options.json:
         print(f"{options.store}: {before:,} -> {after:,} bytes; version {version}")
     return {"store": str(options.store), "version": version, "bytes_before": before, "bytes_after": after}
-
-
-def _bytes(options: argparse.Namespace) -> int:
-    return sum(each.stat().st_size for each in options.store.rglob("*") if each.is_file())

@@ -8,10 +8,10 @@ where the encoder is, and has its dimension and a column `document`.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from abi_jax.cli.wdbx.encoder import SentenceEncoder, add_encoder
+from abi_jax.cli.wdbx.shared import PLACE, place
 from abi_jax.errors import InputError
 
 HELP = "make a collection, and its store"
@@ -19,7 +19,7 @@ HELP = "make a collection, and its store"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
-    parser.add_argument("store", type=Path, help="directory of the store")
+    parser.add_argument("store", type=place, help=PLACE)
     parser.add_argument("collection", help="name of the collection")
     parser.add_argument("--dim", type=int, metavar="D", help="numbers in a vector")
     parser.add_argument("--key", metavar="KEY", help="encrypts a new store: file of the master key, or env:NAME")

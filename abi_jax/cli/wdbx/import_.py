@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abi_jax.cli.wdbx.encoder import SentenceEncoder, add_encoder, with_encoder
-from abi_jax.cli.wdbx.shared import add_store
+from abi_jax.cli.wdbx.shared import add_store, is_store
 from abi_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _is_there(options: argparse.Namespace) -> bool:
     """Whether the collection that is meant exists."""
     from abi_jax import wdbx
 
-    if not (options.store / "wdbx.json").is_file():
+    if not is_store(options.store):
         return False
     with wdbx.open(options.store, mode="r", key=options.key) as db:
         names = db.collections()

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from abi_jax.wdbx import Collection, Database
 
 WIDEST = 60
+PLACE = "directory of the store, or its URL: s3://bucket/path, gs://bucket/path"
 
 
 def add_store(parser: argparse.ArgumentParser, collection: bool = True) -> None:
     """The store, and which of its collections."""
-    parser.add_argument("store", type=Path, help="directory of the store")
+    parser.add_argument("store", type=place, help=PLACE)
     parser.add_argument("--key", metavar="KEY", help="of an encrypted store: file of the master key, or env:NAME")
     if collection:
         parser.add_argument("--collection", "-c", metavar="NAME", help="needed where the store has several")
@@ -33,9 +34,21 @@ def open_store(options: argparse.Namespace, mode: str) -> "Database":
     """The store, which must be there: `mode` "r" to read it beside others, "a" to write."""
     from abi_jax import wdbx
 
-    if not (options.store / "wdbx.json").is_file():
+    if not is_store(options.store):
         raise InputError(f"{options.store} is not a WDBX store; abi wdbx create or import makes one")
     return wdbx.open(options.store, mode=mode, key=options.key)
+
+
+def place(text: str) -> Path | str:
+    """Where a store is, as it is typed: a URL stays one."""
+    return text if "://" in text else Path(text)
+
+
+def is_store(where: Path | str) -> bool:
+    """Whether there is a store."""
+    from abi_jax.wdbx.storage.place import open_storage
+
+    return open_storage(where).read("wdbx.json") is not None
 
 
 def new_file(path: Path) -> Path:

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from abi_jax.lineage_receipt import read_receipt
     from abi_jax.wdbx.verify import verify_store
 
-    if not options.store.is_dir():
+    if isinstance(options.store, Path) and not options.store.is_dir():
         raise InputError(f"{options.store} is not a WDBX store: there is no such directory")
     receipt = None if options.receipt is None else read_receipt(options.receipt)
     findings = verify_store(options.store, options.key, receipt, options.public_key.lower())

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,42 @@ def open_arrays(folder: Path) -> dict[str, np.ndarray]:
     return {about.parent.name: _mapped(about) for about in described}
 
 
+def read_arrays(folder: str, files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """The arrays of a step by name, of its files by their path in it; each is a copy.
+
+    folder: what errors name. Raises `DamagedError` as `open_arrays` does.
+    """
+    made = {}
+    for path in sorted(path for path in files if path.count("/") == 1 and path.endswith("/.zarray")):
+        shape, dtype = _described(f"{folder}/{path}", files[path])
+        file = f"{path.removesuffix('/.zarray')}/{_chunk(shape)}"
+        data = b"" if 0 in shape else files.get(file)
+        size = prod(shape) * dtype.itemsize
+        if data is None or len(data) != size:
+            found = "is missing" if data is None else f"has {len(data)} bytes"
+            raise DamagedError(f"{folder}/{file} {found}; expected {shape} of {dtype}")
+        made[path.removesuffix("/.zarray")] = np.frombuffer(bytearray(data), dtype).reshape(shape)
+    return made
+
+
+def _described(name: str, about: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        said: dict[str, Any] = json.loads(about)
+        return tuple(said["shape"]), np.dtype(said["dtype"])
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{name} does not describe an array; see abi wdbx verify") from None
+
+
+def _chunk(shape: tuple[int, ...]) -> str:
+    return ".".join("0" * max(1, len(shape)))
+
+
 def _mapped(about: Path) -> np.ndarray:
     try:
-        said: dict[str, Any] = json.loads(about.read_bytes())
-        shape, dtype = tuple(said["shape"]), np.dtype(said["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
+        shape, dtype = _described(str(about), about.read_bytes())
+    except OSError:
         raise DamagedError(f"{about} does not describe an array; see abi wdbx verify") from None
-    file = about.parent / ".".join("0" * max(1, len(shape)))
+    file = about.parent / _chunk(shape)
     if 0 in shape:
         return np.zeros(shape, dtype)
     try:

@@ -36,12 +36,14 @@ class Storage(Protocol):
     """Files of a store by their names, such as `manifests/00000000000000000007.json`.
 
     ring: the data keys of an encrypted store, whose steps are sealed here; None for a plain one. reserved: steps of
-    imports that go on. tears: whether a crash may leave a part of what was added to a log.
+    imports that go on. tears: whether a crash may leave a part of what was added to a log. overhead: bytes of a log
+    that are as much work as one more version in it.
     """
 
     ring: "Keyring | None"
     reserved: set[int]
     tears: bool
+    overhead: int
 
     @property
     def root(self) -> Path:

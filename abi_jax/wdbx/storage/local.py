@@ -31,6 +31,7 @@ class LocalStorage:
     """
 
     tears = True
+    overhead = 0
 
     def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
         self.root = root.absolute()  # wherever this process goes

@@ -21,6 +21,7 @@ from abi_jax.wdbx.pins import EVERYTHING, held, hold
 from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.storage.lock import LOCK_FILE
+from abi_jax.wdbx.storage.place import folder_of
 from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
 from abi_jax.wdbx.stored_lists import index_name
 from abi_jax.wdbx.transfer.replace import Progress, Replacement
@@ -195,7 +196,7 @@ def _copy(source: _Source, there: LocalStorage, coming: Replacement) -> Copied:
 
 def restore(backup: str | Path, path: str | Path) -> Copied:
     """Makes a store at `path`, where there must be none, of a backup; every file is checked on the way."""
-    source, target = LocalStorage(Path(backup)), LocalStorage(Path(path))
+    source, target = LocalStorage(folder_of(backup)), LocalStorage(folder_of(path))
     store = read_store(source)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if os.listdir(target.root):
