@@ -1,6 +1,10 @@
-"""Whatever storage operation fails, dies or is torn: the store opens, holds what was acknowledged, and is whole."""
+"""Whatever storage operation fails, dies or is torn: the store opens, holds what was acknowledged, and is whole.
+
+Every mode looks at one operation in `EVERY`, each at others; `make crashes` lets every operation go wrong in every mode.
+"""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +19,8 @@ from abi_jax.wdbx.storage.lock import WriterLock
 from tests.wdbx.crashes import Killed, Operations, Quick, copy_store
 
 Held = dict[str, list[int]]
+EVERY = int(os.environ.get("CRASH_EVERY", "5"))
+MODES = ("fail", "kill", "tear", "power off", "power off, some luck")
 
 
 class Story:
@@ -138,11 +144,11 @@ def steps(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fail", "kill", "tear", "power off", "power off, some luck"])
+@pytest.mark.parametrize("how", MODES)
 def test_every_operation(tmp_path: Path, how: str) -> None:
     count = len(steps(tmp_path))
     assert count > 100
-    for stop in range(count):
+    for stop in range(MODES.index(how) % EVERY, count, EVERY):
         stop_at(tmp_path, Story, how, stop)
 
 

@@ -11,7 +11,7 @@ from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.crypto.keyring import KEYS_FILE
 from tests.wdbx.crashes import Operations
-from tests.wdbx.test_crash import Story, stop_at
+from tests.wdbx.test_crash import EVERY, Story, stop_at
 
 
 class EncryptedStory(Story):
@@ -45,13 +45,13 @@ class EncryptedStory(Story):
 
 
 def of_keys(tmp_path: Path, share: int) -> list[int]:
-    """A third of the operations that write `keys.json`, and the one after each."""
+    """Of the operations that write `keys.json`, and those beside them, one in `EVERY`."""
     story = EncryptedStory(tmp_path / "all", Operations(tmp_path / "all"))
     story.run()
     assert story.erased
     renamed = [i for i, each in enumerate(story.operations.done) if each.endswith(KEYS_FILE)]
     assert len(renamed) > 10
-    return sorted({stop for i in renamed for stop in range(i - 2, i + 3)})[share::3]
+    return sorted({stop for i in renamed for stop in range(i - 2, i + 3)})[share % EVERY :: EVERY]
 
 
 @pytest.mark.slow
