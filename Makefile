@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.abi-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest smoke crashes clean
+.PHONY: help demo test lint types pytest smoke thorough clean
 
 help: ## show this list
 	@echo "abi-jax: a JAX runtime that trains, serves and remembers"
@@ -40,9 +40,9 @@ smoke: $(STAMP) ## the quick tests only
 	@echo "== pytest, smoke tests only"
 	$(BIN)/python -m pytest -m smoke $(PYTEST_ARGS)
 
-crashes: $(STAMP) ## every storage operation of the vector store fails, is killed, torn or unplugged, one after the other
-	@echo "== pytest, all crashes"
-	CRASH_EVERY=1 $(BIN)/python -m pytest tests/wdbx/test_crash.py tests/wdbx/crypto/test_crash_keys.py $(PYTEST_ARGS)
+thorough: $(STAMP) ## the test suite with every mesh, every crash, and what else is much like another case
+	@echo "== pytest, thorough"
+	$(BIN)/python -m pytest --thorough $(PYTEST_ARGS)
 
 clean: ## remove caches and build output; the environment stays
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

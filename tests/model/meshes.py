@@ -12,6 +12,7 @@ from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import Tree, describe, initialize, map_weights
 from abi_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.model.cases import KEY, LLAMA, SHAPE
+from tests.thorough import usual
 
 MESHES = {
     name: partial(make_mesh, config)
@@ -23,7 +24,7 @@ MESHES = {
         "sequence": MeshConfig(data=2, sequence=4),
     }.items()
 }
-EACH_MESH = pytest.mark.parametrize("mesh", MESHES)
+EACH_MESH = pytest.mark.parametrize("mesh", usual(MESHES, ["2x2x2", "sequence"]))
 CONFIG = replace(LLAMA, num_heads=8, num_kv_heads=8, qkv_bias=True, sliding_window=9, persona=SHAPE)
 
 

@@ -15,6 +15,7 @@ from abi_jax.model.hf import export_hf, import_hf
 from abi_jax.model.weight import Tree, count, describe, path_name
 from abi_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.model.hf_cases import GOLDEN, NAMES, golden, imported, logits
+from tests.thorough import usual
 
 EACH = pytest.mark.parametrize("name", NAMES)
 SHAPE = PersonaShape(capacity=3, core_mlp=True)
@@ -39,8 +40,16 @@ def trained(
     return config, params | {BANK: jax.tree_util.tree_map_with_path(change, params[BANK])}
 
 
-@EACH
-@pytest.mark.parametrize(("dtype", "settled"), [(jnp.float32, 0), (jnp.float32, 2), (jnp.bfloat16, 2)])
+SETTLED = [(jnp.float32, 0), (jnp.float32, 2), (jnp.bfloat16, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "settled"),
+    usual(
+        [(name, *each) for each in SETTLED for name in NAMES],
+        [("llama3", jnp.float32, 0), ("gemma2", jnp.bfloat16, 2), *[(name, jnp.float32, 2) for name in NAMES]],
+    ),
+)
 def test_a_new_bank_changes_no_bit_of_the_logits(name: str, dtype: jnp.dtype, settled: int) -> None:
     config, params = imported(name)
     tokens = np.concatenate([golden(name)["prompt"]] * 2)

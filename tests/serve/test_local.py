@@ -15,6 +15,7 @@ from abi_jax.persona import Sampling
 from abi_jax.serve.local import Answer, LocalEngine, Request
 from abi_jax.sharding import current_mesh
 from abi_jax.text.roles import Role
+from tests.thorough import usual
 from tests.train.tiny import MESHES, MODEL, mesh_of
 
 QUESTION = "My build fails and I am stuck."
@@ -98,7 +99,7 @@ def test_an_answer_ends_where_the_context_does(engine: LocalEngine) -> None:
     pytest.fail("no answer reached the end of the context")
 
 
-@pytest.mark.parametrize("mesh", ["2x2x2", "tensor"])
+@pytest.mark.parametrize("mesh", usual(["2x2x2", "tensor"], ["2x2x2"]))
 def test_an_engine_on_a_mesh_says_the_same_and_leaves_no_mesh_behind(
     mesh: str, engine: LocalEngine, trained: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from abi_jax.train.feed import place_batch
 from abi_jax.train.loop import train
 from abi_jax.train.optimizer import make_optimizer
 from abi_jax.train.step import initial_state, make_step
+from tests.thorough import usual
 from tests.train.tiny import MESHES, ONE, STEPS, batches, config, mesh_of, placed, prepared
 
 
@@ -40,9 +42,10 @@ def gradient(mode: str, mesh: str, bias: float, parts: int) -> tuple[np.ndarray,
         return jax.device_get(compiled(run.trained, run.frozen, of_run))
 
 
-@pytest.mark.parametrize("bias", [0.0, 0.7])
-@pytest.mark.parametrize("parts", [2, 16])
-@pytest.mark.parametrize("mode", ["backbone", "persona"])
+@pytest.mark.parametrize(
+    ("mode", "parts", "bias"),
+    usual(product(["backbone", "persona"], [2, 16], [0.0, 0.7]), [("backbone", 2, 0.7), ("persona", 16, 0.7)]),
+)
 def test_parts_of_a_batch_give_its_gradient(mode: str, parts: int, bias: float) -> None:
     losses, whole = gradient(mode, "one", bias, 1)
     again, added = gradient(mode, "one", bias, parts)

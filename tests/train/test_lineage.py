@@ -29,6 +29,7 @@ from abi_jax.train.checkpoint import Checkpoints
 from abi_jax.train.loop import train
 from abi_jax.train.setup import prepare
 from abi_jax.train.trees import join
+from tests.thorough import usual
 from tests.train.tiny import MESHES, config, equal, interrupted, mesh_of
 
 
@@ -90,11 +91,12 @@ def test_what_is_whole_is_found_whole(run: Path) -> None:
     assert result.tensors == 2 * len(Provenance(run).record(4).tensors) and result.files > 20
 
 
-def test_200_flipped_bytes_are_all_found_and_named(copy: Path, run: Path) -> None:
+@pytest.mark.parametrize("first", usual([0, 50, 100, 150], [0]))
+def test_200_flipped_bytes_are_all_found_and_named(copy: Path, run: Path, first: int) -> None:
     files = sorted(f for f in copy.rglob("*") if f.is_file() and f.name not in ("metrics.jsonl", "curves.png"))
     as_saved = {step: tensors_of(run, step) for step in ModelDirectory(run).steps()}
     with_tensors = 0
-    for seed in range(200):
+    for seed in range(first, first + 50):
         chosen = random.Random(seed)
         file = files[seed % len(files)] if seed < len(files) else chosen.choice(files)
         whole = file.read_bytes()
@@ -111,7 +113,7 @@ def test_200_flipped_bytes_are_all_found_and_named(copy: Path, run: Path) -> Non
             assert read == unreadable(copy, step, name.split("/")[2], as_saved[step]), name
             with_tensors += bool(read)
         file.write_bytes(whole)
-    assert with_tensors >= 5
+    assert with_tensors >= 2
     assert verify(copy).findings == ()
 
 

@@ -14,10 +14,14 @@ from abi_jax.model.decoder import Decoder
 from abi_jax.model.weight import count, describe
 from abi_jax.sharding import MeshConfig
 from abi_jax.train.lower import Platform, lower_step
+from tests.thorough import usual
 from tests.train.tiny import MESHES, MODEL
 
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 POD = MeshConfig(data=1, fsdp=32, tensor=8)
+
+
+LLAMA_8B, LLAMA_70B = ("llama3-8b", 8.03), ("llama3-70b", 70.55)
 
 
 def published(name: str) -> ModelConfig:
@@ -25,7 +29,7 @@ def published(name: str) -> ModelConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "billions"), [("llama3-8b", 8.03), ("llama3-70b", 70.55)])
+@pytest.mark.parametrize(("name", "billions"), usual([LLAMA_8B, LLAMA_70B], [LLAMA_70B]))
 def test_large_models_lower_for_256_devices(name: str, billions: float) -> None:
     config, before = published(name), len(jax.live_arrays())
     step = lower_step(config, POD, 256, rows=32, length=4096)

@@ -18,10 +18,11 @@ from abi_jax.text.roles import Role
 from abi_jax.train.feed import batch_share, place_batch
 from abi_jax.train.objectives import inputs_of
 from abi_jax.train.setup import prepare
+from tests.thorough import usual
 from tests.train.tiny import CAPACITY, MESHES, ONE, batches, config, mesh_of, prepared, single, train_on
 
 TOLERANCE = 1e-5
-EACH = pytest.mark.parametrize("name", MESHES)
+EACH = pytest.mark.parametrize("name", usual(MESHES, ["2x2x2", "sequence"]))
 
 
 @EACH

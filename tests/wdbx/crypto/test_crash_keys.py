@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +11,11 @@ import pytest
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.crypto.keyring import KEYS_FILE
+from tests.thorough import usual
 from tests.wdbx.crashes import Operations
-from tests.wdbx.test_crash import EVERY, Story, stop_at
+from tests.wdbx.test_crash import Story, stop_at
+
+HOW = ("fail", "tear", "power off, some luck")
 
 
 class EncryptedStory(Story):
@@ -45,17 +49,17 @@ class EncryptedStory(Story):
 
 
 def of_keys(tmp_path: Path, share: int) -> list[int]:
-    """Of the operations that write `keys.json`, and those beside them, one in `EVERY`."""
+    """Of the operations that write `keys.json`, and those beside them, one in five."""
     story = EncryptedStory(tmp_path / "all", Operations(tmp_path / "all"))
     story.run()
     assert story.erased
     renamed = [i for i, each in enumerate(story.operations.done) if each.endswith(KEYS_FILE)]
     assert len(renamed) > 10
-    return sorted({stop for i in renamed for stop in range(i - 2, i + 3)})[share % EVERY :: EVERY]
+    return sorted({stop for i in renamed for stop in range(i - 2, i + 3)})[share::5]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "how"), [(0, "fail"), (1, "tear"), (2, "power off, some luck")])
-def test_operations_on_keys(tmp_path: Path, share: int, how: str) -> None:
+@pytest.mark.parametrize(("how", "share"), usual(product(HOW, range(5)), zip(HOW, (0, 2, 4), strict=True)))
+def test_operations_on_keys(tmp_path: Path, how: str, share: int) -> None:
     for stop in of_keys(tmp_path, share):
         stop_at(tmp_path, EncryptedStory, how, stop)
