@@ -76,10 +76,12 @@ class Contents:
         self.heads: list[Head] = []
         self.arrivals: dict[int, Arrival] = {}  # of versions that are about to be written
         self.parents: dict[int, list[dict[str, Any]]] = {}  # links of model checkpoints, by version
+        self.left_out: dict[int, str] = {}  # collections that cannot be shown, and why
 
     def named(self) -> dict[str, Collection]:
-        """Collections that have not been dropped, by name."""
-        return {each.spec.name: each for each in list(self.collections.values()) if not each.dropped}
+        """Collections that have not been dropped, by name; not those that are left out."""
+        there = (each for each in list(self.collections.values()) if each.number not in self.left_out)
+        return {each.spec.name: each for each in there if not each.dropped}
 
     def apply(self, record: Record) -> Any:
         """Does what a record says. Returns the number of rows that an upsert replaced or a delete found."""

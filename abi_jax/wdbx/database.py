@@ -60,12 +60,13 @@ class Database(Store):
         key: KeySource | None = None,
         sign_with: Ed25519PrivateKey | None = None,
         indexes: bool = True,
+        damaged: str = "refuse",
     ) -> None:
         """encoder: makes vectors of texts, for collections that are not given one of their own. Else as `Store`."""
         self.mesh: MeshSearch | None = None
         self._encoder = encoder
         self._encoders: dict[int, Encoder] = {}
-        super().__init__(storage, mode, retention, background, key, sign_with, indexes)
+        super().__init__(storage, mode, retention, background, key, sign_with, indexes, damaged)
 
     def create_collection(
         self,
@@ -135,6 +136,9 @@ class Database(Store):
 
     def _named(self, name: str) -> Collection:
         found = self._contents.named()
+        for number, why in self._contents.left_out.items():
+            if name not in found and self._contents.collections[number].spec.name == name:
+                raise DamagedError(f"collection {name!r} is left out: {why}")
         if name not in found:
             raise InputError(f"there is no collection {name!r} in {self.storage}; it has {', '.join(found) or 'none'}")
         return found[name]
@@ -144,6 +148,8 @@ class Database(Store):
         collection = self._contents.collections[number]
         version = self.resolve(at)
         rows = collection.rows  # before the horizon is looked at: sealing moves that, and then takes rows away
+        if number in self._contents.left_out:
+            raise DamagedError(f"collection {number} is left out: {self._contents.left_out[number]}")
         if collection.erased:
             raise InputError(f"collection {number} was erased at version {collection.erased}")
         if not self._has(collection, version):
@@ -230,6 +236,12 @@ class Database(Store):
         self.check_open()
         return verify(self.storage, receipt=receipt, public_key=public_key)
 
+    @property
+    def left_out(self) -> tuple[Finding, ...]:
+        """Of a store that was opened with damaged="ignore": what is damaged, and so not there."""
+        self.check_open()
+        return self._loaded.findings
+
     def link(self, at: At = None) -> str:
         """The link of a version, a tag or a time (now): 64 digits, which a model's chain may name as a parent."""
         return self.head(self.resolve(at)).link.hex()
@@ -237,6 +249,8 @@ class Database(Store):
     def prove(self, number: int, id_: str | int, at: At = None, to: Receipt | None = None) -> Proof:
         """A proof of what collection `number` has of an id; see `CollectionHandle.prove`."""
         version = self.resolve(at)
+        if self.left_out:
+            raise DamagedError(f"{self.storage} is damaged, and shows nothing for certain: {self.left_out[0]}")
         for _ in range(ATTEMPTS):
             with contextlib.suppress(DamagedError), self._sealing:
                 return prove(self, number, id_, version, to)
@@ -306,6 +320,7 @@ def open_store(
     sign_with: Ed25519PrivateKey | str | Path | None = None,
     mesh: "Mesh | MeshSearch | None" = None,
     indexes: bool = True,
+    damaged: str = "refuse",
 ) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
@@ -315,7 +330,9 @@ def open_store(
     service (`KeyService`). A store that is made with a key is encrypted. sign_with: an Ed25519 private key, or the path
     of one in PEM, that signs every version; a store that is made with one takes no others. mesh: devices that hold the
     vectors of all collections and search them; None: this host does. indexes: whether who writes makes inverted lists
-    of large segments, in the background, and stores them for queries with a recall below 1.
+    of large segments, in the background, and stores them for queries with a recall below 1. damaged: "ignore", with
+    mode "r", opens what is whole of a damaged store, up to the first version that is damaged, without segments that
+    are; `Database.left_out` tells them. It reads every file first.
 
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
@@ -326,6 +343,8 @@ def open_store(
 
         searched = on_mesh(mesh)
     storage = open_storage(path)
-    made = Database(storage, mode, retention, encoder=encoder, key=key, sign_with=signer, indexes=indexes)
+    made = Database(
+        storage, mode, retention, encoder=encoder, key=key, sign_with=signer, indexes=indexes, damaged=damaged
+    )
     made.mesh = searched
     return made

@@ -1,7 +1,8 @@
 """Reading a store from its files: the newest manifest in force, then every log behind it."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from time import sleep
 from typing import Any
 
@@ -13,6 +14,7 @@ from abi_jax.wdbx.crypto.keyring import Keyring
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import open_record
 from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
+from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
 from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.log.record import Kind, Record
@@ -29,10 +31,21 @@ ATTEMPTS, WAIT_SECONDS = 5, 0.05
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What of a damaged store is not opened (`whole.py`).
+
+    rows: segments without what they tell of deaths in others. collections: by number, the folder of the step at fault.
+    """
+
+    rows: frozenset[int] = frozenset()
+    collections: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A store as it was found. newest: its last log file; behind `newest.end` there may be a torn record.
 
-    erased: data keys that are to be taken away.
+    erased: data keys that are to be taken away. left, findings: of a damaged store what is left out, and why.
     """
 
     store: bytes
@@ -41,6 +54,8 @@ class Loaded:
     manifest: Manifest | None
     manifest_hash: bytes
     erased: frozenset[int] = frozenset()
+    left: LeftOut = LeftOut()
+    findings: tuple[Finding, ...] = ()
 
 
 def load(storage: Storage, before: Loaded | None = None) -> Loaded:
@@ -49,12 +64,25 @@ def load(storage: Storage, before: Loaded | None = None) -> Loaded:
     before: what was read last; segments that are there still are not opened again.
     """
     store = read_store(storage)
-    logs = read_logs(storage, store)
+    made = build(storage, store, read_logs(storage, store), before)
+    witness = storage.read(HEAD_FILE)
+    if witness is not None:
+        said = read_witness(f"{storage}/{HEAD_FILE}", witness)
+        if said.version > made.contents.version:
+            raise DamagedError(
+                f"{storage}: the chain ends at version {made.contents.version}, and was at {said.version} before; "
+                "see abi wdbx verify"
+            )
+    return made
+
+
+def build(storage: Storage, store: bytes, logs: Logs, before: Loaded | None, left: LeftOut = LeftOut()) -> Loaded:
+    """What logs that are whole, and the manifest in force, hold; see `load`."""
     newest, records = logs.newest, logs.records
     erased = erased_keys(storage.ring, records)
     version, digest = logs.manifest
     manifest = read_manifest(storage, version, digest, erased) if version else None
-    contents = Contents() if manifest is None else open_sealed(storage, manifest, before)
+    contents = Contents() if manifest is None else open_sealed(storage, manifest, before, left)
     behind = [record for record in records if record.head.version > contents.version]
     if behind and behind[0].head.version != contents.version + 1:
         raise DamagedError(
@@ -67,14 +95,6 @@ def load(storage: Storage, before: Loaded | None = None) -> Loaded:
             contents.apply(open_record(storage.ring, record))
     if contents.link != newest.link and newest.next_version - 1 >= contents.version:
         raise DamagedError(f"{storage}: the logs do not go on from manifest {version}")
-    witness = storage.read(HEAD_FILE)
-    if witness is not None:
-        said = read_witness(f"{storage}/{HEAD_FILE}", witness)
-        if said.version > contents.version:
-            raise DamagedError(
-                f"{storage}: the chain ends at version {contents.version}, and was at {said.version} before; "
-                "see abi wdbx verify"
-            )
     return Loaded(store, contents, newest, manifest, digest, erased)
 
 
@@ -172,7 +192,9 @@ def step_name(number: int) -> str:
     return f"segments/{number:08d}"
 
 
-def open_sealed(storage: Storage, manifest: Manifest, before: Loaded | None = None) -> Contents:
+def open_sealed(
+    storage: Storage, manifest: Manifest, before: Loaded | None = None, left: LeftOut = LeftOut()
+) -> Contents:
     """What a manifest holds, with its segments mapped; those that `before` has are taken from it."""
     known = _opened(before)
     made = Contents()
@@ -193,17 +215,20 @@ def open_sealed(storage: Storage, manifest: Manifest, before: Loaded | None = No
     deaths = [np.zeros((0, 3), np.int64)]
     for number, step in sorted(manifest.segments.items()):
         collection = made.collections[step.collection]
-        if not collection.spec.known:
-            continue  # erased since
+        if not collection.spec.known or step.collection in left.collections:
+            continue  # erased since, or left out
+        rows = 0 if number in left.rows else step.rows
+        if not rows and not step.deaths:
+            continue
         arrays = storage.load(step_name(number))
-        wanted = [name for name, count in (("deaths", step.deaths), ("vectors", step.rows)) if count]
+        wanted = [name for name, count in (("deaths", step.deaths), ("vectors", rows)) if count]
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"{storage}/{step_name(number)} has no array {', '.join(missing)}; see abi wdbx verify")
         if step.deaths:
             told = np.array(arrays["deaths"], np.int64)
             told[told[:, 2] == 0, 2] = step.last
             deaths.append(told)
-        if step.rows:
+        if rows:
             there = known.get(number)
             if there is not None and there[0] == step:
                 segment = there[1].without_deaths()

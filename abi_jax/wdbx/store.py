@@ -21,7 +21,7 @@ from abi_jax.wdbx.errors import FencedError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.history import history_head
 from abi_jax.wdbx.indexing import lacking, store_lists
-from abi_jax.wdbx.load import STORE_FILE, Loaded, load, load_while_written, open_ring, read_about
+from abi_jax.wdbx.load import STORE_FILE, Loaded, load, open_ring, read_about
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import EMPTY, Head, Kind
@@ -33,9 +33,9 @@ from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
 from abi_jax.wdbx.transfer.sources import open_source
 from abi_jax.wdbx.versions import At, oldest_needed, resolve, version_at
+from abi_jax.wdbx.whole import check_mode, load_for_reading
 from abi_jax.wdbx.witness import HEAD_FILE, Witness
 
-MODES = ("a", "r")
 RETENTION = 3600.0
 SEAL_AT_CLOSE = 64 << 10  # bytes of a log
 
@@ -52,15 +52,17 @@ class Store:
         key: KeySource | None = None,
         sign_with: Ed25519PrivateKey | None = None,
         indexes: bool = True,
+        damaged: str = "refuse",
     ) -> None:
         """retention: seconds for which every version can be read. background: seals without being asked.
 
         key: of an encrypted store. sign_with: signs every version. indexes: stores inverted lists of large segments.
+        damaged: "ignore" reads what is whole.
         """
-        if mode not in MODES:
-            raise InputError(f"mode {mode!r}: expected 'a', to write, or 'r', to read")
+        check_mode(mode, damaged)
         self.storage = storage
         self.mode = mode
+        self._damaged = damaged
         self._lock: WriterLock | None = None
         self._pin: Held | None = None
         self._read: Loaded | None = None  # at the last refresh
@@ -99,7 +101,7 @@ class Store:
         if self.mode == "r":
             looking = hold(self.storage, EVERYTHING)
             try:
-                self._loaded = self._read = load_while_written(self.storage, self._read)
+                self._loaded = self._read = load_for_reading(self.storage, self._read, self._damaged)
                 self._sealed = Sealed(self._loaded.manifest, self._loaded.manifest_hash)
                 before, self._pin = self._pin, hold(self.storage, Pin(self._loaded.contents.version, self._sealed.name))
             finally:
