@@ -87,8 +87,8 @@ def parts(spec: CollectionSpec, tail: Tail, segments: Sequence[Segment], horizon
     A part is of at most `LARGEST` bytes of vectors and `LARGEST_METADATA` of metadata, unless a row or a segment that
     is there has more: so memory is bounded.
     """
-    *whole, (start, stop) = _cut(spec, tail)
-    rest = _Size(stop - start, tail.metadata_bytes(start, stop))
+    *whole, (start, stop, metadata) = _cut(spec, tail)
+    rest = _Size(stop - start, metadata)
     sizes = {each.number: _size(each, horizon) for each in segments}
     chosen = sorted(segments, key=lambda each: sizes[each.number].rows) if everything else []
     if not everything:
@@ -102,7 +102,7 @@ def parts(spec: CollectionSpec, tail: Tail, segments: Sequence[Segment], horizon
         groups[-1].append(each)
         size += sizes[each.number]
     return [
-        *(Part(*each) for each in whole),
+        *(Part(*each[:2]) for each in whole),
         Part(start, stop, tuple(groups[0])),
         *(Part(stop, stop, tuple(group)) for group in groups[1:]),
     ]
@@ -145,9 +145,10 @@ def _choose(spec: CollectionSpec, segments: Sequence[Segment], sizes: Mapping[in
     return chosen
 
 
-def _cut(spec: CollectionSpec, tail: Tail) -> list[tuple[int, int]]:
-    """Rows of a tail, in runs that fit into a segment each; one run that has none where there are none."""
-    count, most = tail.count, _most_rows(spec)
-    if _Size(count, tail.metadata_bytes(0, count)).fits(spec):
-        return [(0, count)]
-    return list(runs(row_bytes(tail.metadata(count)), most, LARGEST_METADATA))
+def _cut(spec: CollectionSpec, tail: Tail) -> list[tuple[int, int, int]]:
+    """Runs of a tail's rows that fit into a segment each, with their bytes of metadata; one where there are none."""
+    if _Size(tail.count, tail.metadata_bytes).fits(spec):
+        return [(0, tail.count, tail.metadata_bytes)]
+    sizes = row_bytes(tail.metadata(tail.count)) if spec.schema else np.zeros(tail.count, np.int64)
+    made = runs(sizes, _most_rows(spec), LARGEST_METADATA)
+    return [(start, stop, int(sizes[start:stop].sum())) for start, stop in made]

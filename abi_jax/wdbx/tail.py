@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ALIVE = np.iinfo(np.int64).max  # the version at which a row dies that has not
 SMALLEST, LARGEST = 1 << 10, 1 << 15  # rows there is room for at first; it grows by doubling
+FEW = 256  # rows whose metadata are taken from where they are
+JOINED = 256 << 20  # bytes of metadata that are joined, at most: Arrow's texts end at 2 GiB in a column
 ROOM_BYTES = 64 << 20  # of vectors there is room for at first: memory that is not used is not taken
 
 
@@ -25,7 +27,7 @@ class Tail:
     """Rows `0` to `count`, of which none is ever moved or changed; only `died` changes, from `ALIVE`, once a row.
 
     A reader of version v may therefore look at a tail while it grows: it takes the rows that were there at v, and
-    every row whose death is later than v is alive to it.
+    every row whose death is later than v is alive to it. metadata_bytes: of all rows.
     """
 
     def __init__(self, spec: CollectionSpec) -> None:
@@ -39,6 +41,7 @@ class Tail:
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
         self._starts: list[int] = []  # the first row of each batch of metadata
+        self.metadata_bytes = 0
         self._postings: dict[str, GrowingPostings] = {}
 
     def __len__(self) -> int:
@@ -56,6 +59,7 @@ class Tail:
         self._rows.update(zip(ids, range(start, end), strict=True))
         self._starts.append(start)
         self._metadata.append(rows.metadata)
+        self.metadata_bytes += rows.metadata.nbytes
         self.count = end
         return replaced
 
@@ -113,17 +117,15 @@ class Tail:
         return pa.Table.from_batches(self._metadata, schema=self.spec.arrow_schema).slice(0, count)
 
     def metadata_of(self, rows: np.ndarray) -> pa.Table:
-        """Metadata of rows, ascending. Nothing beside them is copied, or joined to a column that may be too long."""
+        """Metadata of rows, ascending. All are joined only where that is quicker, and not too much for a column."""
+        if len(rows) > FEW and self.metadata_bytes < JOINED:
+            return self.metadata(self.count).take(pa.array(rows))
         batches = np.searchsorted(np.array(self._starts[: len(self._metadata)], np.int64), rows, "right") - 1
         parts = []
-        for number in np.unique(batches).tolist() if self.spec.schema else ():
-            inside = rows[batches == number] - self._starts[number]
-            parts.append(self._metadata[number].take(pa.array(inside)))
+        for run in np.split(rows, np.flatnonzero(np.diff(batches)) + 1) if self.spec.schema and len(rows) else ():
+            number = int(batches[np.searchsorted(rows, run[0])])
+            parts.append(self._metadata[number].take(pa.array(run - self._starts[number])))
         return pa.Table.from_batches(parts, schema=self.spec.arrow_schema)
-
-    def metadata_bytes(self, start: int, stop: int) -> int:
-        """Bytes of the metadata of rows `start` to `stop`."""
-        return self.metadata(self.count).slice(start, stop - start).nbytes if self.spec.schema else 0
 
     def postings(self, field: str, count: int) -> Sequence[tuple[int, Postings]]:
         """Words of a field of texts, in pieces: first row and postings. They may go beyond `count`."""
@@ -145,6 +147,7 @@ class Tail:
         made._rows = {each: row - count for each, row in self._rows.items() if row >= count}
         behind = self.metadata(self.count).slice(count)
         made._metadata = behind.to_batches() if self.spec.schema else []
+        made.metadata_bytes = sum(each.nbytes for each in made._metadata)
         made._starts = [0, *accumulate(map(len, made._metadata[:-1]))] if made._metadata else []
         return made
 

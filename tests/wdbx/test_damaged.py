@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.local import LocalStorage
+from tests.thorough import usual
 from tests.wdbx.crashes import Quick
 
 KEY = bytes(range(32))
+HOW = ("a byte", "cut", "deleted")
 Past = dict[int, dict[str, dict[str, Any]]]
 NOTHING_WITHOUT = ("wdbx.json", "keys.json", "manifests")  # which all else stands on
 
@@ -121,14 +124,18 @@ def test_what_is_not_damaged(whole: tuple[Path, Past, bytes | None], tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("how", ["a byte", "cut", "deleted"])
-def test_every_file(whole: tuple[Path, Past, bytes | None], tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "share"), usual(product(HOW, (0, 1)), [("a byte", 0), ("cut", 1), ("deleted", 0)]))
+def test_every_file(whole: tuple[Path, Past, bytes | None], tmp_path: Path, how: str, share: int) -> None:
     path, past, key = whole
     rng = random.Random(how)
     shown = {}
     store = Path(shutil.copytree(path, tmp_path / "store"))
     every = sum(map(len, past[max(past)].values()))
+    small: list[Path] = []
+    large: list[Path] = []
     for file in sorted(each for each in store.rglob("*") if each.is_file() and each.stat().st_size):
+        (large if file.parent.parent.parent.name == "segments" else small).append(file)
+    for file in small + large[share::2]:
         name, data = file.relative_to(store).as_posix(), file.read_bytes()
         if how == "a byte":
             at = rng.randrange(len(data))

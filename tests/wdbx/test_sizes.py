@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
-from abi_jax.wdbx import merge
+from abi_jax.wdbx import merge, tail
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.row_sizes import row_bytes, runs
 from abi_jax.wdbx.rows import make_metadata
@@ -103,6 +103,22 @@ def test_texts_bound_a_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert db.verify() == []
 
 
+@pytest.mark.parametrize("schema", [None, {"text": str}])
+def test_vectors_bound_what_is_sealed_of_a_tail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: dict[str, type] | None
+) -> None:
+    monkeypatch.setattr(merge, "LARGEST", 30 * 2 * 4)
+    with Database(LocalStorage(tmp_path / "s", Quick()), background=False) as db:
+        c = db.create_collection("c", 2, "l2", schema=schema)
+        c.upsert([f"r{i:03}" for i in range(100)], np.arange(200).reshape(100, 2))
+        c.delete(["r000", "r050"])
+        db.seal()
+        assert sorted(map(len, db._contents.collections[1].segments)) == [10, 30, 30, 30]
+        assert [row.vector.tolist() for row in c.get(["r001", "r099"]) if row] == [[2, 3], [198, 199]]
+        assert len(c) == 98
+        assert db.verify() == []
+
+
 def test_postings_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [None, "the cat", "", "a dog and the cat", "東京 cat", "dog " * 30, *(f"word{i} cat" for i in range(20))]
     column = pa.chunked_array([texts[:4], texts[4:], []], pa.string())
@@ -153,6 +169,8 @@ def test_a_long_tail_is_not_joined_to_read_rows_of_it(tmp_path: Path, monkeypatc
             ids = [f"r{turn}{i}" for i in range(turn + 1)]
             c.upsert(ids, [[turn, i] for i in range(turn + 1)], [{"text": text_of(each)} for each in ids])
         monkeypatch.setattr(Tail, "metadata", joined)
+        monkeypatch.setattr(tail, "FEW", 1)
+        monkeypatch.setattr(tail, "JOINED", 1000)
         wanted = ["r53", "r00", "r21", "r31", "r20", "r55"]
         assert [row.metadata["text"] for row in c.get(wanted) if row] == [text_of(each) for each in wanted]
         hits = c.query([5, 2], top_k=8)

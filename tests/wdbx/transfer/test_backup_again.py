@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.load import STORE_FILE
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.transfer.backup import copy_store
+from tests.thorough import usual
 from tests.wdbx.crashes import Killed, Operations, Quick
 
 KEY = bytes(range(32))
+HOW = ("fail", "kill", "power off")
 
 
 def opened(path: Path, key: bytes | None = None) -> Database:
@@ -99,17 +102,11 @@ def at_operations(source: Database, backup: Path, key: bytes | None, how: str, t
         shutil.rmtree(tmp_path / str(stop))
 
 
-@pytest.mark.parametrize("key", [None], indirect=True)
-def test_operations_that_fail(source: Database, grown: tuple[Path, Path], tmp_path: Path) -> None:
-    at_operations(source, grown[1], None, "fail", tmp_path, slice(None, None, 5))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("share", "how"), [(0, "fail"), (1, "kill"), (2, "power off")])
+@pytest.mark.parametrize(("how", "share"), usual(product(HOW, range(6)), zip(HOW, (0, 2, 4), strict=True)))
 def test_operations_that_fail_or_are_the_last(
     source: Database, grown: tuple[Path, Path], key: bytes | None, share: int, how: str, tmp_path: Path
 ) -> None:
-    at_operations(source, grown[1], key, how, tmp_path, slice(share, None, 3))
+    at_operations(source, grown[1], key, how, tmp_path, slice(share, None, 6))
 
 
 def test_a_full_disk_leaves_nothing_behind(source: Database, grown: tuple[Path, Path]) -> None:
