@@ -41,8 +41,9 @@ class Objects:
         return {key: each.value for key, each in found.items() if each.state == "value"}
 
     def is_still(self, key: str, generation: bytes) -> bool:
-        """Whether an object is of that generation."""
-        return bool(self._wait(self._store.read(key, if_not_equal=generation), key).state == "unspecified")
+        """Whether an object is of that generation; a server may say so, or send it once more."""
+        found = self._wait(self._store.read(key, if_not_equal=generation), key)
+        return bool(found.state == "unspecified" or (found.state == "value" and found.stamp.generation == generation))
 
     def put(self, key: str, data: bytes) -> bytes:
         """Writes an object, or replaces it; its generation."""

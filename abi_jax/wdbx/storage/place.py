@@ -63,9 +63,9 @@ def _in_memory(url: str, name: str) -> "ObjectStorage":
 def _in_bucket(url: str, scheme: str, rest: str) -> "ObjectStorage":
     import tensorstore as ts
 
+    from abi_jax.wdbx.storage.conditions import check_google, check_s3
     from abi_jax.wdbx.storage.kvstore import Objects
     from abi_jax.wdbx.storage.objects import ObjectStorage
-    from abi_jax.wdbx.storage.s3_conditions import check_conditions
 
     bucket, _, path = rest.partition("/")
     path = path.strip("/")
@@ -89,6 +89,8 @@ def _in_bucket(url: str, scheme: str, rest: str) -> "ObjectStorage":
         raise InputError(f"{url}: {error}; expected {scheme}://bucket/path") from None
     objects = Objects(url.rstrip("/"), store, sentinel="wdbx.json" if scheme == "gs" else "")
     objects.names("wdbx.json")
-    if not endpoint or (urlsplit(endpoint).hostname or "").endswith(AMAZON):
-        return ObjectStorage(objects)
-    return ObjectStorage(objects, check=lambda: check_conditions(objects, spec))
+    if endpoint and not (urlsplit(endpoint).hostname or "").endswith(AMAZON):
+        return ObjectStorage(objects, check=lambda: check_s3(objects, spec))
+    if scheme == "gs" and os.environ.get("TENSORSTORE_GCS_HTTP_URL"):
+        return ObjectStorage(objects, check=lambda: check_google(objects))
+    return ObjectStorage(objects)

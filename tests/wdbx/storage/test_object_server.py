@@ -1,9 +1,12 @@
 """Servers that deny, fail, forget to answer, or do not look at conditions: clear errors, and nothing that is lost."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from abi_jax import wdbx
 from abi_jax.wdbx.errors import StorageError
+from abi_jax.wdbx.storage.conditions import check_s3, signed
 from tests.wdbx.storage.conftest import BUCKET, Place
 from tests.wdbx.storage.object_server import Server
 
@@ -101,12 +104,34 @@ def test_an_answer_that_is_lost(server: Server, scheme: str) -> None:
     assert len(repeated) > 10
 
 
-def test_a_server_that_ignores_conditions(server: Server) -> None:
+@SERVICES
+def test_a_server_that_ignores_conditions(server: Server, scheme: str) -> None:
     """Two writers could both believe that a commit is theirs: it is not written to."""
     server.conditions = False
-    with pytest.raises(wdbx.WdbxError, match=r"s3://bucket/store: .* answered 200 to a write on .* expected 412"):
-        wdbx.open(f"s3://{BUCKET}/store")
+    with pytest.raises(
+        wdbx.WdbxError, match=rf"{scheme}://bucket/store: .* answered 200 to a write on .* expected 412"
+    ):
+        wdbx.open(f"{scheme}://{BUCKET}/store")
     assert server.objects[BUCKET] == {}
+
+
+def test_conditions_cannot_be_asked_about(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = Place(f"s3://{BUCKET}/store").storage().objects
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(wdbx.WdbxError, match=r"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; expected them to be set"):
+        check_s3(objects, {"endpoint": server.address})
+    assert server.objects[BUCKET] == {}
+
+
+def test_a_signature() -> None:
+    """That of Amazon's own example, "GET Bucket Lifecycle"."""
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    }
+    url = "https://examplebucket.s3.amazonaws.com/?lifecycle="
+    made = signed("GET", url, "us-east-1", datetime(2013, 5, 24, tzinfo=UTC), secrets)["authorization"]
+    assert made.endswith("Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543")
 
 
 @SERVICES

@@ -1,6 +1,6 @@
-"""Whether a server that speaks as S3 does looks at the conditions of writes, as Amazon's does; some ignore them.
+"""Whether a server looks at the conditions of writes, as Amazon's and Google's do; some that are like them do not.
 
-tensorstore asks whether an object is there before it creates it, and so cannot tell. One request of our own can.
+Before it creates an object in S3, tensorstore asks whether it is there, and so cannot tell. One request of our own can.
 """
 
 import hashlib
@@ -22,17 +22,29 @@ SECONDS = 30.0
 REFUSED = (409, 412)  # answers to a write under the condition that an object is new, which it is not
 
 
-def check_conditions(objects: Objects, spec: Mapping[str, Any]) -> None:
-    """Raises `WdbxError` where the server writes an object under the condition that it is new although it is not.
+def check_google(objects: Objects) -> None:
+    """Raises `WdbxError` where a server that speaks as Google's does ignores conditions."""
+    key = _ended_pin()
+    objects.put(key, b"there")
+    try:
+        made = objects.create(key, b"there again")
+    finally:
+        objects.delete([key])
+    if made is not None:
+        raise _ignored(objects.url, "the server of TENSORSTORE_GCS_HTTP_URL", "200")
 
-    spec: of tensorstore: `endpoint`, `aws_region`, `bucket`, `path`. The object is a pin that has ended.
+
+def check_s3(objects: Objects, spec: Mapping[str, Any]) -> None:
+    """Raises `WdbxError` where a server that speaks as S3 does ignores conditions, or cannot be asked.
+
+    spec: of tensorstore: `endpoint`, `aws_region`, `bucket`, `path`.
     """
-    if not os.environ.get("AWS_ACCESS_KEY_ID"):
+    if not os.environ.get("AWS_ACCESS_KEY_ID") or not os.environ.get("AWS_SECRET_ACCESS_KEY"):
         raise WdbxError(
             f"{objects.url}: whether {spec['endpoint']} looks at conditions of writes is asked with the credentials in "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; expected them to be set"
         )
-    key = f"pins/{uuid4().hex}-{int(time() * 1e6):020d}"
+    key = _ended_pin()
     objects.put(key, b"there")
     try:
         status = _create(f"{spec['endpoint']}/{spec['bucket']}/{quote(spec['path'] + key)}", spec["aws_region"])
@@ -41,10 +53,19 @@ def check_conditions(objects: Objects, spec: Mapping[str, Any]) -> None:
     finally:
         objects.delete([key])
     if status not in REFUSED:
-        raise WdbxError(
-            f"{objects.url}: {spec['endpoint']} answered {status} to a write on the condition that an object is new, "
-            "which it was not; expected 412: without conditional writes two writers cannot be told apart"
-        )
+        raise _ignored(objects.url, spec["endpoint"], str(status))
+
+
+def _ended_pin() -> str:
+    """A key that means nothing, and is taken away by whoever writes to the store."""
+    return f"pins/{uuid4().hex}-{int(time() * 1e6):020d}"
+
+
+def _ignored(url: str, server: str, status: str) -> WdbxError:
+    return WdbxError(
+        f"{url}: {server} answered {status} to a write on the condition that an object is new, which it was not; "
+        "expected 412: without conditional writes two writers cannot be told apart"
+    )
 
 
 def _create(url: str, region: str) -> int:
