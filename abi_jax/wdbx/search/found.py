@@ -84,6 +84,9 @@ def found_of(every: Sequence[Best], sizes: Sequence[int]) -> Found:
     return Found(rows, scores, counts, tied, bases)
 
 
+NONE_FOUND = found_of([], [])
+
+
 def stacked(every: Sequence[Found]) -> Found:
     """What searches of the same parts found, one after the other."""
     if len(every) == 1:

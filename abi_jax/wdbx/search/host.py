@@ -9,9 +9,9 @@ import numpy as np
 
 from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
 from abi_jax.wdbx.search.filtered import choose_lists
-from abi_jax.wdbx.search.found import Found, bases_of, stacked
+from abi_jax.wdbx.search.found import NONE_FOUND, Found, bases_of, stacked
 from abi_jax.wdbx.search.ivf import QUERIES_OF_A_SHARE, Lists
-from abi_jax.wdbx.search.kernels.arrays import OVERFLOW, TILE, Kept
+from abi_jax.wdbx.search.kernels.arrays import GROUP, OVERFLOW, TILE, Kept
 from abi_jax.wdbx.search.kernels.decide import decide, gather
 from abi_jax.wdbx.search.kernels.lists import count_allowed
 from abi_jax.wdbx.search.kernels.scan import scan_chosen, scan_lists, scan_tiles
@@ -23,6 +23,7 @@ METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
 SHARE = 1 << 21  # products that are worth a thread
 AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them
+PIECE = 48  # queries of which a thread searches all rows, where there are enough for all threads: no two share a floor
 NOTHING = np.zeros(0, np.int32)
 NOWHERE = np.zeros(0, np.int64)
 EVERYTHING = np.zeros(0, bool)
@@ -81,11 +82,38 @@ def search(
 
     recall: of the best rows, how many are to be found on average; 1: all, for certain. told: what was done, if asked.
     """
-    if len(queries) > AT_ONCE:
-        some = [queries[start : start + AT_ONCE] for start in range(0, len(queries), AT_ONCE)]
-        return stacked([search(parts, metric, each, top_k, recall, told) for each in some])
+    cores, count = workers(), len(queries)
+    many = cores > 1 and count >= cores * QUERIES_OF_A_SHARE and told is None
+    if not many and count <= AT_ONCE:
+        return _search(parts, metric, queries, top_k, recall, told, cores)
+    num = cores * -(-count // (cores * PIECE)) if many else -(-count // AT_ONCE)
+    edges = [*(count * i // num // GROUP * GROUP for i in range(num)), count]
+    found: list[Found] = [NONE_FOUND] * num
+
+    def work(i: int) -> None:
+        some = queries[edges[i] : edges[i + 1]]
+        found[i] = _search(parts, metric, some, top_k, recall, told, 1 if many else cores)
+
+    tasks: list[Callable[[], None]] = [partial(work, i) for i in range(num)]
+    if many:
+        run(tasks)
+    else:
+        for task in tasks:
+            task()
+    return stacked(found)
+
+
+def _search(
+    parts: Sequence[CodedPart],
+    metric: str,
+    queries: np.ndarray,
+    top_k: int,
+    recall: float,
+    told: Told | None,
+    threads: int,
+) -> Found:
     share = 1.0 if recall >= 1 else min(1.0, DEVIATIONS / queries.shape[1] ** 0.5)
-    search_ = _Search(parts, make_query_codes(metric, queries, share), top_k)
+    search_ = _Search(parts, make_query_codes(metric, queries, share), top_k, threads)
     plans = [(part.plan(recall, top_k), number) for number, part in enumerate(parts) if len(part.codes)]
     by_lists = False
     for plan, number in sorted(plans, key=lambda each: -each[0].rows):
@@ -106,7 +134,7 @@ def search(
         told.add([(number, _again(plan, parts[number].plan(1, top_k), top_k)) for number, plan in done], len(lacking))
     if not len(lacking):
         return search_.decide()
-    again = search(parts, metric, queries[lacking], top_k)
+    again = _search(parts, metric, queries[lacking], top_k, 1.0, None, threads)
     return again if len(lacking) == len(queries) else search_.decide().replaced(lacking, again)
 
 
@@ -118,7 +146,8 @@ def _again(plan: Plan, after: Plan, top_k: int) -> Plan:
 class _Search:
     """One search: floors that all threads share, and what each of them keeps."""
 
-    def __init__(self, parts: Sequence[CodedPart], queries: QueryCodes, top_k: int) -> None:
+    def __init__(self, parts: Sequence[CodedPart], queries: QueryCodes, top_k: int, threads: int) -> None:
+        self.threads = threads
         self.parts = parts
         self.queries = queries
         self.top_k = top_k
@@ -134,7 +163,7 @@ class _Search:
             rows = part.codes.places(np.flatnonzero(part.allowed))
             count = len(rows)
         work = count * len(self.queries) * part.codes.arrays.codes.shape[1]
-        threads = max(1, min(workers(), work // SHARE, -(-count // TILE)))
+        threads = max(1, min(self.threads, work // SHARE, -(-count // TILE)))
         while len(self.kept) < threads:
             self.kept.append(_nothing_kept(len(self.queries), self.top_k))
         tiles = -(-count // TILE)

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.ivf import Lists
 
 FEW = 8  # times as long as looking at a row in order takes one that a filter leaves
-WORTH_LISTS = 20_000  # rows: fewer are scanned in no more time
+WORTH_LISTS = 8_000  # rows: fewer are scanned in no more time
 MOST_ALLOWED = 0.9  # of all rows: where fewer may be found, lists are chosen by how many of these they have
 MOST = 0.4  # of all rows: where lists hold more than that, a scan of all rows in order is quicker
 DEVIATIONS = 3.5  # of the error of codes, which is sure to be less only up to sqrt(D) deviations

@@ -52,6 +52,18 @@ def test_one_query_as_many(store: wdbx.Database) -> None:
     assert together == [c.query(query, TOP_K, recall=0.9) for query in queries]
 
 
+@pytest.mark.parametrize("wanted", [0.9, 1.0])
+def test_many_queries_as_a_few_at_a_time(store: wdbx.Database, wanted: float) -> None:
+    """Where there are enough for every core, each searches for some of them."""
+    view = store.collection("clustered").view().with_recall(wanted)
+    queries = clustered(np.random.default_rng(6), 301)
+    ids, scores = view.search_arrays(queries, TOP_K)
+    for start in range(0, 301, 7):
+        some = view.search_arrays(queries[start : start + 7], TOP_K)
+        np.testing.assert_array_equal(ids[start : start + 7], some[0])
+        np.testing.assert_array_equal(scores[start : start + 7], some[1])
+
+
 def test_without_clusters_all_codes_are_scanned(store: wdbx.Database) -> None:
     c = store.collection("even")
     queries = np.random.default_rng(3).normal(size=(100, DIM)).astype(np.float32)
