@@ -4,7 +4,7 @@ Part 0 is the head, every other one what a group of commits adds, or nothing, wh
 are created, never replaced, so of two that write the next one, one finds that it is not the writer any more.
 """
 
-from abi_jax.wdbx.errors import DamagedError, StorageError
+from abi_jax.wdbx.errors import StorageError
 from abi_jax.wdbx.log.file import epoch_of
 from abi_jax.wdbx.storage.kvstore import Objects
 from abi_jax.wdbx.storage.lease import ObjectLock
@@ -32,25 +32,23 @@ class Parts:
         self._kept = {name: parts for name, parts in self._kept.items() if name in self._listed}
         return sorted(name.removeprefix(FOLDER) for name in (self._listed if begun else found))
 
-    def count(self, name: str) -> int:
-        """How many parts a log has, up to the first that is missing."""
-        return _whole(self._list(f"{name}/").get(name, []))
+    def following(self, name: str) -> int:
+        """The number of the part that would come next."""
+        return max(self._list(f"{name}/").get(name, []), default=-1) + 1
 
     def read(self, name: str) -> bytes | None:
         """What all parts say that a log has; None where there is none."""
         parts = self._objects.get_all(part_key(name, number) for number in self._list(f"{name}/").get(name, []))
         return b"".join(parts[key] for key in sorted(parts)) if parts else None
 
-    def read_whole(self, name: str, keep: bool) -> bytes | None:
+    def read_listed(self, name: str, keep: bool) -> bytes | None:
         """What a log says, as of the last listing of all; None where it is gone. keep: it will be read again.
 
-        Raises `DamagedError` where a part is missing.
+        Where a part is missing, what is behind it does not go on from what is before it, and so is found to be damaged.
         """
         numbers = self._listed.get(name) or self._list(f"{name}/").get(name, [])
         if not numbers:
             return None
-        if (missing := _whole(numbers)) != len(numbers):
-            raise DamagedError(f"{self._objects.url}/{part_key(name, missing)} is missing; see abi wdbx verify")
         keys = [part_key(name, number) for number in numbers]
         kept = self._kept.get(name, {})
         kept = kept | self._objects.get_all(key for key in keys if key not in kept)
@@ -67,7 +65,7 @@ class Parts:
         names = self.names()
         if names:
             newest = FOLDER + max(names, key=_age)
-            number = self.count(newest)
+            number = self.following(newest)
             while self._objects.create(part_key(newest, number), b"") is None:
                 number += 1
 
@@ -136,11 +134,6 @@ def split_key(key: str) -> tuple[str, int | None]:
     name, _, number = key.rpartition("/")
     known = name.startswith(FOLDER) and name.count("/") == 1 and len(number) == 8 and number.isdecimal()
     return name, int(number) if known else None
-
-
-def _whole(numbers: list[int]) -> int:
-    """How many of sorted numbers there are before the first that is missing."""
-    return next((at for at, number in enumerate(numbers) if number != at), len(numbers))
 
 
 def _age(name: str) -> tuple[int, str]:

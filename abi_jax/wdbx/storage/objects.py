@@ -90,8 +90,8 @@ class ObjectStorage:
         return data
 
     def read_log(self, name: str) -> bytes | None:
-        """The content of a log; None where there is none. Raises `DamagedError` where a part is missing."""
-        return self._parts.read_whole(name, keep=self._lock is None)
+        """The content of a log, as of the last listing of all; None where there is none."""
+        return self._parts.read_listed(name, keep=self._lock is None)
 
     def size(self, name: str) -> int:
         """Bytes of a file, or of all files of a folder; 0 where there is none. What was not read before is read."""
@@ -158,7 +158,7 @@ class ObjectStorage:
 
     def append_to(self, name: str) -> ObjectLog:
         """Opens a log that is there, to add to it."""
-        return ObjectLog(self.objects, self._locked(), name, self._parts.count(name))
+        return ObjectLog(self.objects, self._locked(), name, self._parts.following(name))
 
     def delete(self, name: str) -> None:
         """Takes a file or a folder away, if it is there.

@@ -147,6 +147,7 @@ def test_a_damaged_log_does_not_open(place: Place) -> None:
                 assert rows(reader) == {"a": [1, 1]}
         except wdbx.DamagedError:
             refused += 1
+            assert wdbx.verify(place.url)
         objects.put(part, kept or b"")
     assert refused == 3
     with place.open() as db:
