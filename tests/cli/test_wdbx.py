@@ -310,3 +310,31 @@ def test_help_teaches_each_action(action: str, abi: Abi) -> None:
     shown = abi("wdbx", action, "--help")
     assert shown.status == 0 and "--json" in shown.out
     assert re.search(rf"^ *abi wdbx {action} ", shown.out, re.M)
+
+
+def test_a_url_is_a_store(tmp_path: Path, abi: Abi) -> None:
+    """It reaches the store as it was typed, and a folder of its name is not made."""
+    url = "memory://typed/store"
+    rows = tmp_path / "notes.jsonl"
+    rows.write_text('{"id": "a", "vector": [1, 0]}\n{"id": "b", "vector": [0, 1]}\n')
+    assert "is not a WDBX store" in abi("wdbx", "stats", url).err
+    assert abi("wdbx", "verify", url).status == 2
+    assert abi("wdbx", "create", url, "notes", "--dim", "2").status == 0
+    assert abi("wdbx", "import", url, rows, "--json").json["rows"] == 2
+    assert abi("wdbx", "compact", url, "--json").json["bytes_after"] > 0
+    assert abi("wdbx", "delete", url, "b", "--json").status == 0
+    assert abi("wdbx", "stats", url, "--json").json["collections"]["notes"]["rows"] == 1
+    assert abi("wdbx", "prove", url, "a", tmp_path / "proof.json").status == 0
+    (tmp_path / "proof.json").unlink()
+    assert abi("wdbx", "verify", url).out == f"{url}: no findings\n"
+    refused = abi("wdbx", "backup", url, tmp_path / "backup")
+    assert refused.status == 2 and "is no folder of this machine" in refused.err
+    for arguments in (
+        ("backup", url, "s3://bucket/backup"),
+        ("restore", tmp_path, url),
+        ("restore", url, tmp_path / "to"),
+    ):
+        assert abi("wdbx", *arguments).status == 2
+    refused = abi("wdbx", "stats", "ftp://host/store")
+    assert refused.status == 2 and "scheme 'ftp' is not known" in refused.err
+    assert list(tmp_path.iterdir()) == [rows] and not Path("memory:").exists() and not Path("s3:").exists()

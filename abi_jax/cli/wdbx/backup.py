@@ -8,10 +8,9 @@ The backup is a store of its own: it can be queried, verified, and restored.
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from abi_jax.cli.wdbx.shared import add_store, open_store
+from abi_jax.cli.wdbx.shared import add_store, open_store, place
 
 HELP = "copy a store that is in use"
 
@@ -19,7 +18,7 @@ HELP = "copy a store that is in use"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser, collection=False)
-    parser.add_argument("out", type=Path, help="directory of the backup: new, or an older backup of the same store")
+    parser.add_argument("out", type=place, help="directory of the backup: new, or an older backup of the same store")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

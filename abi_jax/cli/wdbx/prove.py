@@ -10,7 +10,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abi_jax.cli.wdbx.shared import add_at, ids_of, new_file, open_store, plain_metadata, the_collection, version_of
+from abi_jax.cli.wdbx.shared import (
+    PLACE,
+    add_at,
+    ids_of,
+    new_file,
+    open_store,
+    place,
+    plain_metadata,
+    the_collection,
+    version_of,
+)
 from abi_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +32,7 @@ HELP = "prove what a store has of an id, or check such a proof"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
-    parser.add_argument("store", nargs="?", type=Path, help="directory of the store")
+    parser.add_argument("store", nargs="?", type=place, help=PLACE)
     parser.add_argument("id", nargs="?", help="id of the row")
     parser.add_argument("out", nargs="?", type=Path, help="file to write; must not exist")
     parser.add_argument("--collection", "-c", metavar="NAME", help="needed where the store has several")

@@ -5,16 +5,17 @@ abi wdbx restore backups/memory.wdbx memory.wdbx
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from abi_jax.cli.wdbx.shared import place
 
 HELP = "a store from a backup"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
-    parser.add_argument("backup", type=Path, help="directory of the backup")
-    parser.add_argument("store", type=Path, help="where the store is to be; nothing must be there")
+    parser.add_argument("backup", type=place, help="directory of the backup")
+    parser.add_argument("store", type=place, help="where the store is to be; nothing must be there")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
