@@ -83,7 +83,7 @@ def search(
     recall: of the best rows, how many are to be found on average; 1: all, for certain. told: what was done, if asked.
     """
     cores, count = workers(), len(queries)
-    many = cores > 1 and count >= cores * QUERIES_OF_A_SHARE and told is None
+    many = told is None and _enough(parts, queries, top_k, recall, cores)
     if not many and count <= AT_ONCE:
         return _search(parts, metric, queries, top_k, recall, told, cores)
     num = cores * -(-count // (cores * PIECE)) if many else -(-count // AT_ONCE)
@@ -101,6 +101,17 @@ def search(
         for task in tasks:
             task()
     return stacked(found)
+
+
+def _enough(parts: Sequence[CodedPart], queries: np.ndarray, top_k: int, recall: float, cores: int) -> bool:
+    """Whether every core had better search for some of the queries than for all of them in some of the rows."""
+    count, dim = queries.shape
+    if cores == 1 or count < cores * GROUP:
+        return False
+    if count >= cores * QUERIES_OF_A_SHARE:
+        return True
+    plans = [part.plan(recall, top_k) for part in parts if len(part.codes)]
+    return all(each.way == "ivf" for each in plans) and sum(each.rows for each in plans) * dim * count >= cores * SHARE
 
 
 def _search(
