@@ -220,7 +220,9 @@ def open_sealed(
         rows = 0 if number in left.rows else step.rows
         if not rows and not step.deaths:
             continue
-        arrays = storage.load(step_name(number))
+        there = known.get(number) if rows else None
+        same = there is not None and there[0] == step
+        arrays = there[1].arrays if there is not None and same else storage.load(step_name(number))
         wanted = [name for name, count in (("deaths", step.deaths), ("vectors", rows)) if count]
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"{storage}/{step_name(number)} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -229,8 +231,7 @@ def open_sealed(
             told[told[:, 2] == 0, 2] = step.last
             deaths.append(told)
         if rows:
-            there = known.get(number)
-            if there is not None and there[0] == step:
+            if there is not None and same:
                 segment = there[1].without_deaths()
             else:
                 segment = Segment(number, collection.spec, step.first, arrays)

@@ -55,6 +55,11 @@ class Segment:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """What it was made of, by name."""
+        return self._arrays
+
     def without_deaths(self) -> "Segment":
         """The same rows as they were sealed; with all that was made of them since, such as codes and postings."""
         made = copy(self)

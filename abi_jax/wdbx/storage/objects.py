@@ -61,6 +61,7 @@ class ObjectStorage:
             str, bytes
         ] = {}  # the generation of a file of the store itself, as it was last read or written
         self._sizes: dict[str, int] = {}  # of what never changes
+        self._saved: dict[str, bytes | None] = {}  # files of the last step, as they were read again to be hashed
         self._numbering = threading.Lock()
         self._last_step = 0
 
@@ -126,7 +127,9 @@ class ObjectStorage:
 
     def digest(self, name: str) -> str | None:
         """SHA-256 of a file, hexadecimal; None where there is none."""
-        data = self.read(name)
+        data, saved = self.read(name), self._saved  # which another thread may replace
+        if data is not None and name in saved:
+            saved[name] = data
         return None if data is None else hashlib.sha256(data).hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
@@ -192,6 +195,7 @@ class ObjectStorage:
         if taken := self.objects.create_all(made):
             raise WdbxError(f"{self}/{taken[0]} is there already, of another writer or one that was interrupted")
         self._sizes |= {key: len(data) for key, data in made.items()}
+        self._saved = dict.fromkeys(made)
 
     def next_step(self, reserve: bool = False) -> int:
         """A number that no step has or had since the store was opened. reserve: until it is no longer in `reserved`."""
@@ -203,7 +207,10 @@ class ObjectStorage:
 
     def load(self, name: str) -> Mapping[str, np.ndarray]:
         """The arrays of a step, in memory; of an encrypted one as they are stored, and opened when first asked for."""
-        found = self.objects.get_all(self._list(f"{name}/"))
+        saved, self._saved = self._saved, {}
+        found = {key: data for key, data in saved.items() if data is not None and key.startswith(f"{name}/")}
+        if len(found) < len(saved) or not found:
+            found = self.objects.get_all(self._list(f"{name}/"))
         self._sizes |= {key: len(data) for key, data in found.items()}
         arrays = read_arrays(f"{self}/{name}", {key.removeprefix(f"{name}/"): data for key, data in found.items()})
         return arrays if self.ring is None else open_step(self.ring, name, arrays)

@@ -156,8 +156,15 @@ def test_requests_of_a_commit(server: Server, scheme: str) -> None:
         c.upsert(["a"], [[1, 1]])
         asked = sorted(each.split()[0] for each in server.requests.elements())
         assert asked == (["GET", "HEAD", "PUT"] if scheme == "s3" else ["GET", "POST"])
-        server.requests.clear()
+        db.seal()
         with Place(f"{scheme}://{BUCKET}/store").open("r") as reader:
+            c.upsert(["b"], [[1, 1]])
             server.requests.clear()
             reader.refresh()
+            assert reader.collection("c").ids() == ["a", "b"]
             assert sum(server.requests.values()) <= 20
+            assert not any("segments/" in each for each in server.requests)
+        server.requests.clear()
+        db.seal(everything=True)
+        read = [each for each in server.requests if each.startswith("GET") and "vectors/0.0" in each]
+        assert len(read) == 1 and server.requests[read[0]] == 1
