@@ -29,23 +29,25 @@ def _add_products(builder: Any, sums: Any, rows: Any, queries: Any) -> Any:
     if HAS_DOT:
         kind = ir.FunctionType(SUMS, [SUMS] * 3)
         arguments = [sums, builder.bitcast(rows, SUMS), builder.bitcast(queries, SUMS)]
-        return builder.call(_function(builder.module, kind, "llvm.x86.avx512.vpdpwssd.512"), arguments)
+        return builder.call(function(builder.module, kind, "llvm.x86.avx512.vpdpwssd.512"), arguments)
     if HAS_MADD:
         kind = ir.FunctionType(SUMS, [rows.type, queries.type])
         name = "llvm.x86.avx512.pmaddw.d.512" if HAS_WIDE else "llvm.x86.avx2.pmadd.wd"
-        return builder.add(sums, builder.call(_function(builder.module, kind, name), [rows, queries]))
+        return builder.add(sums, builder.call(function(builder.module, kind, name), [rows, queries]))
     wide = ir.VectorType(I32, WIDTH)
     products = builder.mul(builder.sext(rows, wide), builder.sext(queries, wide))
     for odd in (0, 1):
-        sums = builder.add(sums, _shuffled(builder, products, products, list(range(odd, WIDTH, 2))))
+        sums = builder.add(sums, shuffled(builder, products, products, list(range(odd, WIDTH, 2))))
     return sums
 
 
-def _function(module: Any, kind: Any, name: str) -> Any:
+def function(module: Any, kind: Any, name: str) -> Any:
+    """The function of that name, declared once a module."""
     return module.globals.get(name) or ir.Function(module, kind, name)
 
 
-def _shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
+def shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
+    """Numbers of two vectors, one behind the other, by their places there."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), places))
 
 
@@ -57,7 +59,7 @@ def _totals(builder: Any, sums: list[Any]) -> Any:
         """`low`, `high`: of every four numbers of `a` and, from 4 on, of `b`, which are added to each other."""
         count = a.type.count
         parts = [[at + i + (count - 4 if i >= 4 else 0) for at in fours for i in some] for some in (low, high)]
-        return builder.add(*(_shuffled(builder, a, b, part) for part in parts))
+        return builder.add(*(shuffled(builder, a, b, part) for part in parts))
 
     pairs = [folded(sums[i], sums[i + 1], [0, 4, 1, 5], [2, 6, 3, 7]) for i in (0, 2)]
     return folded(pairs[0], pairs[1], [0, 1, 4, 5], [2, 3, 6, 7])
@@ -66,7 +68,7 @@ def _totals(builder: Any, sums: list[Any]) -> Any:
 def _halved(builder: Any, a: Any, b: Any, half: int) -> Any:
     """Adds the second `half` numbers of every two halves to the first; of `a` and, behind it, of `b`."""
     low = [at + i for at in range(0, 2 * a.type.count, 2 * half) for i in range(half)]
-    return builder.add(_shuffled(builder, a, b, low), _shuffled(builder, a, b, [each + half for each in low]))
+    return builder.add(shuffled(builder, a, b, low), shuffled(builder, a, b, [each + half for each in low]))
 
 
 def _store_totals(builder: Any, every: list[Any], out: Any, places: list[Any]) -> None:
@@ -75,20 +77,21 @@ def _store_totals(builder: Any, every: list[Any], out: Any, places: list[Any]) -
     if len(made) == 4 and made[0].type.count == 16:  # four queries in one vector
         halves = [_halved(builder, made[i], made[i + 1], 8) for i in (0, 2)]
         whole = _halved(builder, halves[0], halves[1], 4)
-        made = [_shuffled(builder, whole, whole, [*range(at, at + ROWS)]) for at in range(0, 16, ROWS)]
+        made = [shuffled(builder, whole, whole, [*range(at, at + ROWS)]) for at in range(0, 16, ROWS)]
     for each, place in zip(made, places, strict=True):
         while (half := each.type.count // 2) >= ROWS:
-            each = builder.add(*(_shuffled(builder, each, each, [*range(at, at + half)]) for at in (0, half)))
-        stored = builder.store(each, _vector(builder, out, place, ir.VectorType(I32, ROWS)))
+            each = builder.add(*(shuffled(builder, each, each, [*range(at, at + half)]) for at in (0, half)))
+        stored = builder.store(each, vector(builder, out, place, ir.VectorType(I32, ROWS)))
         stored.align = 4
 
 
-def _vector(builder: Any, base: Any, at: Any, kind: Any) -> Any:
+def vector(builder: Any, base: Any, at: Any, kind: Any) -> Any:
+    """Where a vector lies, as a pointer to its kind."""
     return builder.bitcast(builder.gep(base, [at]), kind.as_pointer())
 
 
 def _load(builder: Any, base: Any, at: Any, element: Any) -> Any:
-    loaded = builder.load(_vector(builder, base, at, ir.VectorType(element, WIDTH)))
+    loaded = builder.load(vector(builder, base, at, ir.VectorType(element, WIDTH)))
     loaded.align = element.width // 8
     return loaded
 
@@ -181,7 +184,7 @@ def reaching(context: Any, scores: Any, at: Any, floor: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         base, first, least = arguments
         many = ir.VectorType(ir.FloatType(), BITS)
-        loaded = builder.load(_vector(builder, base, first, many))
+        loaded = builder.load(vector(builder, base, first, many))
         loaded.align = 4
         one = builder.insert_element(ir.Constant(many, ir.Undefined), least, ir.Constant(I32, 0))
         every = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, BITS), [0] * BITS))
