@@ -21,6 +21,7 @@ from abi_jax.wdbx.encoder import Encoder, dimension
 from abi_jax.wdbx.erase import erase_tenant, ring_of
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.findings import Finding
+from abi_jax.wdbx.given import check_codes
 from abi_jax.wdbx.history import read_history
 from abi_jax.wdbx.load import ATTEMPTS, about_hash
 from abi_jax.wdbx.log.record import Kind
@@ -61,8 +62,10 @@ class Database(Store):
         sign_with: Ed25519PrivateKey | None = None,
         indexes: bool = True,
         damaged: str = "refuse",
+        codes: str = "int8",
     ) -> None:
         """encoder: makes vectors of texts, for collections that are not given one of their own. Else as `Store`."""
+        self.products = check_codes(codes) == "pq"
         self.mesh: MeshSearch | None = None
         self._encoder = encoder
         self._encoders: dict[int, Encoder] = {}
@@ -163,7 +166,8 @@ class Database(Store):
         view: View | None = rows.views.get(made_for)
         if view is None:
             rows.views.clear()
-            view = rows.views[made_for] = View(collection.spec, version, rows.segments, rows.tail, *made_for[1:])
+            view = View(collection.spec, version, rows.segments, rows.tail, *made_for[1:], self.products)
+            rows.views[made_for] = view
         return view
 
     def views(self, at: At = None) -> dict[str, View]:
@@ -321,6 +325,7 @@ def open_store(
     mesh: "Mesh | MeshSearch | None" = None,
     indexes: bool = True,
     damaged: str = "refuse",
+    codes: str = "int8",
 ) -> Database:
     """Opens the store at `path`, and makes it where there is none and `mode` is "a".
 
@@ -332,7 +337,8 @@ def open_store(
     vectors of all collections and search them; None: this host does. indexes: whether who writes makes inverted lists
     of large segments, in the background, and stores them for queries with a recall below 1. damaged: "ignore", with
     mode "r", opens what is whole of a damaged store, up to the first version that is damaged, without segments that
-    are; `Database.left_out` tells them. It reads every file first.
+    are; `Database.left_out` tells them. It reads every file first. codes: "pq", queries with a recall below 1 look at
+    product codes of large segments on this host, an eighth of the memory of "int8"; see docs/architecture.md, "Search".
 
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """
@@ -344,7 +350,15 @@ def open_store(
         searched = on_mesh(mesh)
     storage = open_storage(path)
     made = Database(
-        storage, mode, retention, encoder=encoder, key=key, sign_with=signer, indexes=indexes, damaged=damaged
+        storage,
+        mode,
+        retention,
+        encoder=encoder,
+        key=key,
+        sign_with=signer,
+        indexes=indexes,
+        damaged=damaged,
+        codes=codes,
     )
     made.mesh = searched
     return made

@@ -26,3 +26,10 @@ def check_recall(recall: Any) -> float:
     if not number or not 0 < recall <= 1:
         raise InputError(f"recall {recall!r}: expected a number above 0, up to 1")
     return float(recall)
+
+
+def check_codes(codes: Any) -> str:
+    """`codes`, what rows are searched by. Raises `InputError` unless it is "int8" or "pq"."""
+    if codes not in ("int8", "pq"):
+        raise InputError(f'codes {codes!r}: expected "int8" or "pq"')
+    return str(codes)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.contents import Contents
 from abi_jax.wdbx.log.commit import Commits, Draft
@@ -13,19 +15,28 @@ from abi_jax.wdbx.search.engine import compiled
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
-from abi_jax.wdbx.stored_lists import FOLDER, StoredLists, index_name, lists_to_store
+from abi_jax.wdbx.stored_lists import FOLDER, StoredLists, index_name, lists_to_store, products_to_store
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.ivf import Lists
+    from abi_jax.wdbx.search.products import ProductIndex
 
 
-def lacking(contents: Contents, number: int | None = None) -> list[Segment]:
-    """Segments that are worth lists and have none stored that are whole. number: of one collection."""
+def lacking(contents: Contents, number: int | None = None, products: bool = False) -> list[Segment]:
+    """Segments that are worth lists and have none stored that are whole. number: of one collection.
+
+    products: those that have no product codes, too.
+    """
     if not compiled():
         return []
     collections = [each for each in list(contents.collections.values()) if number in (None, each.number)]
     segments = [segment for each in collections if not each.dropped for segment in each.segments]
-    return [each for each in segments if each.worth_lists and not (each.stored_lists and each.stored_lists.lists)]
+    return [each for each in segments if each.worth_lists and not _stored(each, products)]
+
+
+def _stored(segment: Segment, products: bool) -> bool:
+    stored = segment.stored_lists
+    return stored is not None and (stored.products if products else stored.lists) is not None
 
 
 def store_lists(
@@ -34,12 +45,13 @@ def store_lists(
     commits: Commits,
     before: Sealed,
     segment: Segment,
-    lists: "Lists",
+    lists: "Lists | ProductIndex",
     in_force: Callable[[Sealed], None],
 ) -> bool:
-    """Stores the lists of a segment, in a new version; False where its rows went meanwhile. Nobody may seal meanwhile.
+    """Stores the lists of a segment, and product codes, in a new version; False where its rows went meanwhile.
 
-    in_force: told what is in force, as soon as it is. Raises what the storage raises; then nothing has changed.
+    Nobody may seal meanwhile. in_force: told what is in force, as soon as it is. Raises what the storage raises; then
+    nothing has changed.
     """
     manifest = before.manifest
     if manifest is None or segment.number not in manifest.segments or _erased_since(manifest, contents):
@@ -48,7 +60,7 @@ def store_lists(
         return False
     number = max([storage.next_step(), *(int(name) + 1 for name in storage.names(FOLDER))])
     name = index_name(number)
-    storage.save(name, lists_to_store(lists), segment.spec.tenant)
+    storage.save(name, _arrays(lists), segment.spec.tenant)
     entry = IndexEntry(segment.number, file_hashes(storage, name))
     others = {n: each for n, each in manifest.indexes.items() if each.segment != segment.number}
     manifest = replace(manifest, previous=(manifest.version, before.digest.hex()), indexes={**others, number: entry})
@@ -61,6 +73,12 @@ def store_lists(
         in_force(made)
         segment.stored_lists = StoredLists(storage, number, entry.files, segment.spec.metric, len(segment))
     return True
+
+
+def _arrays(lists: "Lists | ProductIndex") -> dict[str, np.ndarray]:
+    from abi_jax.wdbx.search.products import ProductIndex
+
+    return products_to_store(lists) if isinstance(lists, ProductIndex) else lists_to_store(lists)
 
 
 def _erased_since(manifest: Manifest, contents: Contents) -> bool:

@@ -21,8 +21,9 @@ from abi_jax.wdbx.text.postings import Postings, make_postings
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
-    from abi_jax.wdbx.search.index import Index, IndexMaker
+    from abi_jax.wdbx.search.index import Index, IndexMaker, ProductMaker
     from abi_jax.wdbx.search.ivf import Lists
+    from abi_jax.wdbx.search.products import ProductIndex
 
 FILTERS_KEPT = 4  # a byte a row each
 OPENED_WHOLE = 4 << 20  # bytes of encrypted vectors: less than that is opened in a few milliseconds
@@ -42,6 +43,8 @@ class Segment:
         self._died: np.ndarray | None = None
         self._codes: Codes | None = None
         self._index: IndexMaker | None = None
+        self._making_products: ProductMaker | None = None
+        self._products: ProductIndex | None = None
         self.stored_lists: StoredLists | None = None  # lists that the manifest names
         self._deaths = 0  # times that rows died
         self._settled = 0  # the version of the last death
@@ -115,11 +118,12 @@ class Segment:
     @property
     def codes(self) -> "Codes":
         """Codes of the vectors, in memory; in the order of the index, once there is one."""
-        if self._index is not None and self._index.made is not None:
+        index = self._index  # another thread may let it go, and codes
+        if index is not None and index.made is not None:
             self._codes = None
-            return self._index.made.codes
-        self._codes = self._codes or self._code()
-        return self._codes
+            return index.made.codes
+        self._codes = made = self._codes or self._code()
+        return made
 
     def _code(self) -> "Codes":
         from abi_jax.wdbx.search.codes import CodesMaker
@@ -136,8 +140,11 @@ class Segment:
 
     def lists(self) -> "Lists | None":
         """Lists of the rows that are made or stored already."""
-        if self._index is not None and self._index.made is not None:
-            return self._index.made.lists
+        index = self._index
+        if index is not None and index.made is not None:
+            return index.made.lists
+        if self._products is not None:
+            return self._products.lists
         return self.stored_lists.lists if self.worth_lists and self.stored_lists is not None else None
 
     def index(self, wait: bool = False) -> "Index | None":
@@ -146,10 +153,33 @@ class Segment:
 
         if not self.worth_lists:
             return None
-        if self._index is None:
-            self._index = IndexMaker(self.spec.metric, self.vectors)
-        stored = None if self.stored_lists is None else self.stored_lists.lists
-        return self._index.made or self._index.ask(lambda: self.codes, stored, wait)
+        self._index = maker = self._index or IndexMaker(self.spec.metric, self.vectors)
+        return maker.made or maker.ask(lambda: self.codes, self.lists(), wait)
+
+    def products(self, make: bool = True, wait: bool = False) -> "ProductIndex | None":
+        """Lists and product codes, if they are made or stored; else they are begun, where rows are enough, or awaited.
+
+        make: whether they are begun. No int8 codes are kept beside them, unless a search needs some later.
+        """
+        if self._products is None and self.worth_lists and self.stored_lists is not None:
+            self._products = self.stored_lists.products
+        if self._products is not None or not self.worth_lists or not make:
+            return self._products
+        from abi_jax.wdbx.search.index import ProductMaker
+
+        maker = self._making_products = self._making_products or ProductMaker(self.spec.metric, self.vectors)
+        made = maker.ask(lambda: (self._codes or self._code()) if wait else self.codes, self.lists(), wait)
+        if made is not None:
+            self._products, self._making_products = made, None
+            self._codes = self._index = None
+        return made
+
+    def make_products(self) -> "ProductIndex | None":
+        """Lists and product codes, made behind all searches; None where they could not be made."""
+        from abi_jax.wdbx.search.threads import behind_searches
+
+        with behind_searches():
+            return self.products(wait=True)
 
     def make_lists(self) -> "Lists | None":
         """Lists, made behind all searches; None where another thread was to make them, and could not."""

@@ -28,6 +28,7 @@ from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import Sealed
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
 from abi_jax.wdbx.seal import is_new, seal
+from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.base import Held, Storage, WriterLock
 from abi_jax.wdbx.transfer.importing import Steps, stream
 from abi_jax.wdbx.transfer.piece import Columns
@@ -42,6 +43,8 @@ SEAL_AT_CLOSE = 64 << 10  # bytes of a log
 
 class Store:
     """A store that is open, for writing (`mode="a"`, one at a time) or for reading (`mode="r"`, any number)."""
+
+    products = False  # whether lists have product codes, too
 
     def __init__(
         self,
@@ -60,9 +63,7 @@ class Store:
         damaged: "ignore" reads what is whole.
         """
         check_mode(mode, damaged)
-        self.storage = storage
-        self.mode = mode
-        self._damaged = damaged
+        self.storage, self.mode, self._damaged = storage, mode, damaged
         self._lock: WriterLock | None = None
         self._pin: Held | None = None
         self._read: Loaded | None = None  # at the last refresh
@@ -72,9 +73,7 @@ class Store:
         self._background: Background | None = None
         self._indexing: Background | None = None
         self._indexes = indexes
-        self._retention = retention
-        self._key = key
-        self._signer = sign_with
+        self._retention, self._key, self._signer = retention, key, sign_with
         self._changing = threading.RLock()
         self._sealing = threading.Lock()
         try:
@@ -83,7 +82,7 @@ class Store:
                 if background:
                     self._background = Background(self.seal, self._due)
                 if background and indexes:
-                    self._indexing = Background(self._index, lambda: len(lacking(self._contents)), "indexing")
+                    self._indexing = Background(self._index, lambda: len(self._lacking()), "indexing")
                     self._indexing.written()
             else:
                 open_ring(storage, key)
@@ -275,10 +274,13 @@ class Store:
             self._seal()
         return self._index(number)
 
+    def _lacking(self, number: int | None = None) -> list[Segment]:
+        return lacking(self._contents, number, self.products)
+
     def _index(self, number: int | None = None) -> int:
         stored = 0
-        for segment in lacking(self._contents, number):
-            lists = segment.make_lists()
+        for segment in self._lacking(number):
+            lists = segment.make_products() if self.products else segment.make_lists()
             with self._sealing:
                 if self._closing:
                     break

@@ -1,5 +1,7 @@
 """Inverted lists of a segment, stored once made: a step of its own, which the manifest names. They can be made again.
 
+So can product codes, which are stored beside them where who wrote them was to use such codes.
+
 What is not as it was written is left aside, with a warning: rows are found without it, by more work.
 """
 
@@ -16,10 +18,13 @@ from abi_jax.wdbx.storage.base import Storage
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.ivf import Lists
+    from abi_jax.wdbx.search.products import ProductIndex
 
 FOLDER = "indexes"
 PREFIX = "lists1_"  # another number wherever what search makes of lists has changed: others are not looked at
 FIELDS = ("centroids", "order", "ends", "measured", "ranks")
+PRODUCTS = "pq1_"  # as with lists
+PRODUCT_FIELDS = ("books", "codes", "measured", "candidates")
 
 logger = logging.getLogger("abi_jax.wdbx")
 
@@ -47,6 +52,22 @@ def lists_to_store(lists: "Lists") -> dict[str, np.ndarray]:
     return {PREFIX + name: made[name] for name in FIELDS}
 
 
+def products_to_store(index: "ProductIndex") -> dict[str, np.ndarray]:
+    """The arrays of lists and product codes by name. measured, candidates: as `measured` and `ranks` of lists."""
+    from abi_jax.wdbx.search.products import SHARES
+
+    codes = index.codes
+    measured = sorted(codes.candidates)
+    every = [codes.candidates[each] for each in measured]
+    made = {
+        "books": codes.books,
+        "codes": codes.codes,
+        "measured": np.array([0, *measured], np.int64),
+        "candidates": np.stack([np.zeros(len(SHARES), np.int64), *every]),
+    }
+    return lists_to_store(index.lists) | {PRODUCTS + name: made[name] for name in PRODUCT_FIELDS}
+
+
 class StoredLists:
     """Lists that a manifest names. They are read, and compared with what it says, when they are first asked for."""
 
@@ -58,17 +79,28 @@ class StoredLists:
         self._metric = metric
         self._rows = rows
 
-    @cached_property
+    @property
     def lists(self) -> "Lists | None":
         """The lists; None where they are not as they were written, or of another kind."""
+        return self._read[0]
+
+    @property
+    def products(self) -> "ProductIndex | None":
+        """Lists and product codes; None where there are no such codes, or as with lists."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> "tuple[Lists | None, ProductIndex | None]":
         name = index_name(self.number)
         try:
             if file_hashes(self._storage, name) != dict(self._files):
                 raise InputError("its files are not those that were written")
-            return _lists(self._metric, self._rows, self._storage.load(name))
+            arrays = self._storage.load(name)
+            lists = _lists(self._metric, self._rows, arrays)
+            return lists, None if lists is None else _products(lists, arrays)
         except (InputError, OSError, ValueError, KeyError) as error:
             logger.warning("%s/%s is left aside, and rows are found without it: %s", self._storage, name, error)
-            return None
+            return None, None
 
 
 def _lists(metric: str, rows: int, arrays: Mapping[str, np.ndarray]) -> "Lists | None":
@@ -81,3 +113,18 @@ def _lists(metric: str, rows: int, arrays: Mapping[str, np.ndarray]) -> "Lists |
         raise InputError(f"it has lists of {len(order)} rows; expected {rows}")
     by_count = dict(zip(measured.tolist()[1:], np.asarray(ranks)[1:], strict=True))
     return Lists(metric, np.asarray(centroids), np.asarray(order), np.asarray(ends), by_count)
+
+
+def _products(lists: "Lists", arrays: Mapping[str, np.ndarray]) -> "ProductIndex | None":
+    if PRODUCTS + PRODUCT_FIELDS[0] not in arrays:
+        return None
+    from abi_jax.wdbx.search.kernels.shuffle import BLOCK
+    from abi_jax.wdbx.search.products import ProductCodes, ProductIndex
+
+    books, codes, measured, candidates = (np.asarray(arrays[PRODUCTS + name]) for name in PRODUCT_FIELDS)
+    if len(codes) != -(-len(lists.order) // BLOCK):
+        raise InputError(
+            f"it has {len(codes)} blocks of product codes; expected {BLOCK} of {len(lists.order)} rows each"
+        )
+    by_count = dict(zip(measured.tolist()[1:], candidates[1:], strict=True))
+    return ProductIndex(lists, ProductCodes(lists.metric, books, codes, lists.order, by_count))

@@ -45,8 +45,9 @@ class Row:
 class View:
     """Rows of `segments`, then the first `count` of `tail`, of which those are there that are alive at `version`.
 
-    mesh: where it is searched; None: on this host. recall: of the rows that are nearest to a vector, how many are to be
-    found on average; 1: all, for certain. told: notes how it is searched.
+    mesh: where it is searched; None: on this host. products: by product codes, where these are of use. recall: of the
+    rows that are nearest to a vector, how many are to be found on average; 1: all, for certain. told: notes how it is
+    searched.
     """
 
     spec: CollectionSpec
@@ -55,6 +56,7 @@ class View:
     tail: Tail
     count: int
     mesh: "MeshSearch | None" = None
+    products: bool = False
     recall: float = 1.0
     told: Told | None = None
 
@@ -212,6 +214,8 @@ class View:
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists; how many have."""
+        if self.products:
+            return sum(each.products(wait=True) is not None for each in self.segments)
         return sum(each.index(wait=True) is not None for each in self.segments)
 
     def keyword(
@@ -260,6 +264,7 @@ class View:
                 partial(getattr, each, "codes"),
                 each.index,
                 each.lists,
+                *([each.products] if self.products else []),
             )
             for each, alive in zip(self.segments, allowed, strict=False)
         ]

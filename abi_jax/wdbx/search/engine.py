@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.index import Index
     from abi_jax.wdbx.search.ivf import Lists
     from abi_jax.wdbx.search.plan import Plan
+    from abi_jax.wdbx.search.product_part import ProductPart
+    from abi_jax.wdbx.search.products import ProductIndex
     from abi_jax.wdbx.search.told import Told
 
 FEW_ROWS = 2048  # in all: a product over all of them takes no longer than looking for the best
@@ -30,6 +32,7 @@ class Part:
     """Rows that are searched together: vectors `[n, D]`, and which of them may be found, bool `[n]`; None: all.
 
     norms, codes, index: called when they are needed; `index` may have none. lists: those that are there already.
+    products: product codes, where these are wanted; those that are there already, if it is not told to make any.
     """
 
     vectors: np.ndarray
@@ -38,6 +41,7 @@ class Part:
     codes: "Callable[[], Codes]"
     index: "Callable[[], Index | None]" = lambda: None
     lists: "Callable[[], Lists | None]" = lambda: None
+    products: "Callable[[bool], ProductIndex | None]" = lambda make: None
 
     @cached_property
     def _allowed(self) -> np.ndarray | None:
@@ -47,6 +51,20 @@ class Part:
     def num_allowed(self) -> int:
         """How many rows may be found."""
         return len(self.vectors) if self.allowed is None else int(np.count_nonzero(self.allowed))
+
+    def by_products(self, recall: float, top_k: int, make: bool = True) -> "ProductPart | None":
+        """The rows with product codes, where these are there and of use. make: whether they may be begun."""
+        products = self.products(make) if recall < 1 and len(self.vectors) else None
+        if products is None:
+            return None
+        from abi_jax.wdbx.search.product_part import ProductPart
+
+        made: ProductPart | None = self.__dict__.get("_by_products")
+        if made is None or made.index is not products:
+            made = ProductPart(self.vectors, products, self._allowed, lambda: self.coded(1.0))
+            self.__dict__["_by_products"] = made
+            self.__dict__.pop("_coded", None)
+        return made if made.useful(recall, top_k) else None
 
     def coded(self, recall: float) -> "CodedPart":
         """The rows with their codes; in the order of lists, where these are of use and there are some."""
@@ -89,21 +107,28 @@ def search(
         return flat.search(every, metric, queries, top_k)
     from abi_jax.wdbx.search import host
 
-    return host.search([each.coded(recall) for each in parts], metric, queries, top_k, recall, told)
+    coded = [each.by_products(recall, top_k) or each.coded(recall) for each in parts]
+    return host.search(coded, metric, queries, top_k, recall, told)
 
 
 def explain(parts: Sequence[Part], recall: float, top_k: int) -> "list[Plan]":
     """How each part would be searched, and why, with what has been made already. Makes nothing."""
-    from abi_jax.wdbx.search.plan import Plan, choose
+    from abi_jax.wdbx.search.plan import Plan
 
     if _few_rows(parts):
         why = f"fewer than {FEW_ROWS} rows in all" if compiled() else "numba is not installed"
         return [Plan("flat", each.num_allowed, len(each.vectors), 0, why) for each in parts]
-    lists = [each.lists() if recall < 1 else None for each in parts]
-    return [
-        choose(len(each.vectors), each.num_allowed, there, recall, top_k)
-        for each, there in zip(parts, lists, strict=True)
-    ]
+    return [_plan(each, recall, top_k) for each in parts]
+
+
+def _plan(part: Part, recall: float, top_k: int) -> "Plan":
+    from abi_jax.wdbx.search.plan import choose
+
+    by_products = part.by_products(recall, top_k, make=False)
+    if by_products is not None:
+        return by_products.plan(recall, top_k)
+    lists = part.lists() if recall < 1 else None
+    return choose(len(part.vectors), part.num_allowed, lists, recall, top_k)
 
 
 def _few_rows(parts: Sequence[Part]) -> bool:

@@ -16,10 +16,12 @@ from abi_jax.wdbx.search.kernels.decide import decide, gather
 from abi_jax.wdbx.search.kernels.lists import count_allowed
 from abi_jax.wdbx.search.kernels.scan import scan_chosen, scan_lists, scan_tiles
 from abi_jax.wdbx.search.plan import DEVIATIONS, MOST_ALLOWED, Plan, choose
+from abi_jax.wdbx.search.product_part import ProductPart
 from abi_jax.wdbx.search.threads import run, shares, workers
 from abi_jax.wdbx.search.told import Told
 
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
+BY_LISTS = ("ivf", "ivf+pq")
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
 SHARE = 1 << 21  # products that are worth a thread
 AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them
@@ -70,8 +72,11 @@ class CodedPart:
         return made
 
 
+AnyPart = CodedPart | ProductPart
+
+
 def search(
-    parts: Sequence[CodedPart],
+    parts: Sequence[AnyPart],
     metric: str,
     queries: np.ndarray,
     top_k: int,
@@ -103,7 +108,7 @@ def search(
     return stacked(found)
 
 
-def _enough(parts: Sequence[CodedPart], queries: np.ndarray, top_k: int, recall: float, cores: int) -> bool:
+def _enough(parts: Sequence[AnyPart], queries: np.ndarray, top_k: int, recall: float, cores: int) -> bool:
     """Whether every core had better search for some of the queries than for all of them in some of the rows."""
     count, dim = queries.shape
     if cores == 1 or count < cores * GROUP:
@@ -111,11 +116,12 @@ def _enough(parts: Sequence[CodedPart], queries: np.ndarray, top_k: int, recall:
     if count >= cores * QUERIES_OF_A_SHARE:
         return True
     plans = [part.plan(recall, top_k) for part in parts if len(part.codes)]
-    return all(each.way == "ivf" for each in plans) and sum(each.rows for each in plans) * dim * count >= cores * SHARE
+    rows = sum(each.rows for each in plans)
+    return all(each.way in BY_LISTS for each in plans) and rows * dim * count >= cores * SHARE
 
 
 def _search(
-    parts: Sequence[CodedPart],
+    parts: Sequence[AnyPart],
     metric: str,
     queries: np.ndarray,
     top_k: int,
@@ -128,24 +134,31 @@ def _search(
     plans = [(part.plan(recall, top_k), number) for number, part in enumerate(parts) if len(part.codes)]
     by_lists = False
     for plan, number in sorted(plans, key=lambda each: -each[0].rows):
-        lists = parts[number].lists
+        part = parts[number]
+        if isinstance(part, ProductPart):
+            search_.scan_products(number, part, recall)
+            by_lists |= plan.way == "ivf+pq"
+            continue
+        lists = part.lists
         if plan.way == "ivf" and lists is not None:
-            allowed = parts[number].allowed_in_lists
+            allowed = part.allowed_in_lists
             if allowed is None:
-                search_.scan_lists(number, lists, plan.nearest)
+                search_.scan_lists(number, part, lists, plan.nearest)
             else:
-                search_.scan_chosen(number, lists, choose_lists(lists, allowed, search_.queries, top_k, recall))
+                search_.scan_chosen(number, part, lists, choose_lists(lists, allowed, search_.queries, top_k, recall))
             by_lists = True
         else:
-            search_.scan_all(number, plan.way == "gather")
+            search_.scan_all(number, part, plan.way == "gather")
     lacking = search_.lacking() if by_lists else NOWHERE
     if told is not None:
         done = [(number, search_.done(number, plan, recall)) for plan, number in plans]
         told.add(done, len(queries) - len(lacking))
-        told.add([(number, _again(plan, parts[number].plan(1, top_k), top_k)) for number, plan in done], len(lacking))
     if not len(lacking):
         return search_.decide()
-    again = _search(parts, metric, queries[lacking], top_k, 1.0, None, threads)
+    every = [each.every() if isinstance(each, ProductPart) else each for each in parts]
+    if told is not None:
+        told.add([(number, _again(plan, every[number].plan(1, top_k), top_k)) for number, plan in done], len(lacking))
+    again = _search(every, metric, queries[lacking], top_k, 1.0, None, threads)
     return again if len(lacking) == len(queries) else search_.decide().replaced(lacking, again)
 
 
@@ -157,7 +170,7 @@ def _again(plan: Plan, after: Plan, top_k: int) -> Plan:
 class _Search:
     """One search: floors that all threads share, and what each of them keeps."""
 
-    def __init__(self, parts: Sequence[CodedPart], queries: QueryCodes, top_k: int, threads: int) -> None:
+    def __init__(self, parts: Sequence[AnyPart], queries: QueryCodes, top_k: int, threads: int) -> None:
         self.threads = threads
         self.parts = parts
         self.queries = queries
@@ -165,10 +178,16 @@ class _Search:
         self.bases = bases_of(*(len(each.codes) for each in parts))
         self.floors = np.full(len(queries), -np.inf, np.float32)
         self.kept = [_nothing_kept(len(queries), top_k)]
+        self.candidates: list[Kept] = []  # of product codes, which have no bounds
 
-    def scan_all(self, number: int, one_by_one: bool) -> None:
+    def scan_products(self, number: int, part: ProductPart, recall: float) -> None:
+        """Looks at product codes of a part."""
+        base = int(self.bases[number])
+        self.candidates.append(part.scan(self.queries, self.top_k, recall, self.threads, base))
+
+    def scan_all(self, number: int, part: CodedPart, one_by_one: bool) -> None:
         """Looks at all rows of a part, in as many threads as they are worth; at the allowed ones, if `one_by_one`."""
-        part, rows = self.parts[number], NOTHING
+        rows = NOTHING
         count = len(part.codes)
         if one_by_one and part.allowed is not None:
             rows = part.codes.places(np.flatnonzero(part.allowed))
@@ -181,24 +200,24 @@ class _Search:
         edges = [min(count, tiles * i // threads * TILE) for i in range(threads + 1)]
 
         def scan(first: int, last: int, thread: int) -> None:
-            about = (*self._about(number), rows, first, last, *self.queries.arrays, self.floors)
+            about = (*self._about(number, part), rows, first, last, *self.queries.arrays, self.floors)
             heaps, sizes = self.kept[thread].heaps.copy(), self.kept[thread].sizes.copy()
             while scan_tiles(*about, *self.kept[thread]) == OVERFLOW:
                 self._widen(number, thread, heaps, sizes)
 
         run([partial(scan, edges[i], edges[i + 1], i) for i in range(threads)])
 
-    def scan_lists(self, number: int, lists: Lists, nearest: int) -> None:
+    def scan_lists(self, number: int, part: CodedPart, lists: Lists, nearest: int) -> None:
         """Looks at the `nearest` lists of a part, in as many threads as queries are worth."""
-        self._scan_lists(number, scan_lists, *lists.arrays, min(nearest, len(lists.centroids)))
+        self._scan_lists(number, part, scan_lists, *lists.arrays, min(nearest, len(lists.centroids)))
 
-    def scan_chosen(self, number: int, lists: Lists, chosen: np.ndarray) -> None:
+    def scan_chosen(self, number: int, part: CodedPart, lists: Lists, chosen: np.ndarray) -> None:
         """Looks at the lists of a part that were chosen for each query; see `choose_lists`."""
-        self._scan_lists(number, scan_chosen, lists.ends, chosen)
+        self._scan_lists(number, part, scan_chosen, lists.ends, chosen)
 
-    def _scan_lists(self, number: int, kernel: Callable[..., int], *which: Any) -> None:
+    def _scan_lists(self, number: int, part: CodedPart, kernel: Callable[..., int], *which: Any) -> None:
         heaps, sizes = self.kept[0].heaps.copy(), self.kept[0].sizes.copy()
-        about = (*which, *self._about(number))
+        about = (*which, *self._about(number, part))
         full = True
         while full:
             full = False
@@ -213,8 +232,7 @@ class _Search:
             if full:
                 self._widen(number, 0, heaps, sizes)
 
-    def _about(self, number: int) -> tuple[Any, ...]:
-        part = self.parts[number]
+    def _about(self, number: int, part: CodedPart) -> tuple[Any, ...]:
         allowed = EVERYTHING if part.allowed is None else part.allowed
         return (*part.codes.arrays, part.codes.longest, int(self.bases[number]), allowed)
 
@@ -233,10 +251,13 @@ class _Search:
 
     def done(self, number: int, plan: Plan, recall: float) -> Plan:
         """A plan that was carried out, with the rows and lists that were looked at on average."""
-        lists, allowed = self.parts[number].lists, self.parts[number].allowed_in_lists
-        if plan.way != "ivf" or lists is None:
+        part = self.parts[number]
+        lists, allowed = part.lists, part.allowed_in_lists
+        if plan.way not in BY_LISTS or lists is None:
             return plan
-        if allowed is None:
+        if isinstance(part, ProductPart):
+            chosen = part.chosen(self.queries, self.top_k, recall)
+        elif allowed is None:
             chosen = lists.nearest(self.queries, plan.nearest)
         else:
             chosen = choose_lists(lists, allowed, self.queries, self.top_k, recall)
@@ -247,7 +268,7 @@ class _Search:
     def lacking(self) -> np.ndarray:
         """Queries that have less than `top_k` rows, though there are more that may be found, int64."""
         counts = self.kept[0].numbers
-        for each in self.kept[1:]:
+        for each in (*self.kept[1:], *self.candidates):
             counts = counts + each.numbers
         if int(counts.min()) >= self.top_k:
             return NOWHERE
@@ -256,13 +277,14 @@ class _Search:
     def decide(self) -> Found:
         """Exact scores of what was kept, and the best of these."""
         count = len(self.queries)
-        if len(self.kept) == 1 and all(_is_float32(each) for each in self.parts):
+        if len(self.kept) == 1 and not self.candidates and all(_is_float32(each) for each in self.parts):
             _, _, rows, bounds, counts = self.kept[0]
         else:
-            room = sum(each.found.shape[1] for each in self.kept)
+            kept = [*self.kept, *self.candidates]
+            room = sum(each.found.shape[1] for each in kept)
             rows, bounds = np.empty((count, room), np.int64), np.empty((count, room), np.float32)
             counts = np.zeros(count, np.int64)
-            for each in self.kept:
+            for each in kept:
                 gather(each.found, each.upper, each.numbers, self.floors, rows, bounds, counts)
         exact, scores = np.empty(rows.shape), np.empty(rows.shape, np.float32)
         heaps, sizes = np.empty((count, self.top_k)), np.empty(count, np.int64)
@@ -274,19 +296,19 @@ class _Search:
         def work(first: int, last: int) -> None:
             for number, (block, wanted, base) in enumerate(vectors):
                 turn = (number == 0, number == len(vectors) - 1, first, last)
-                kept = (rows, bounds, counts, heaps, sizes, exact, scores, tied)
-                decide(metric, block, wanted, base, *turn, asked, squares, self.floors, *kept)
+                about = (rows, bounds, counts, heaps, sizes, exact, scores, tied)
+                decide(metric, block, wanted, base, *turn, asked, squares, self.floors, *about)
 
         shares(count, work, 2 * QUERIES_OF_A_SHARE)
         widest = int(counts.max(initial=0))
         return Found(rows[:, :widest], scores[:, :widest], counts, tied, self.bases)
 
 
-def _is_float32(part: CodedPart) -> bool:
+def _is_float32(part: AnyPart) -> bool:
     return isinstance(part.vectors, np.ndarray) and part.vectors.dtype == np.float32
 
 
-def _as_float32(part: CodedPart, base: int, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _as_float32(part: AnyPart, base: int, rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Vectors of a part, float32, the number of the first; and, where these are but some, those of all, ascending."""
     if _is_float32(part):
         return np.asarray(part.vectors), NOWHERE, base

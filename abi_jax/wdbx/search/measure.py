@@ -1,10 +1,12 @@
-"""How many lists hold the neighbours of a query, measured on rows that ask for theirs.
+"""How many lists, or product codes, hold the neighbours of a query, measured on rows that ask for theirs.
 
 A row whose nearest neighbours are copies of it says nothing of a query that is no row: copies stand in one list. What
 is nearer than `COPY` of the distance between neighbouring lists counts as one, and is passed over.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from abi_jax.wdbx.search.codes import Codes, make_query_codes
 from abi_jax.wdbx.search.found import Best
 from abi_jax.wdbx.search.host import CodedPart, search
 from abi_jax.wdbx.search.ivf import Lists
+from abi_jax.wdbx.search.kernels.products import ranks_of
+from abi_jax.wdbx.search.products import SHARES, ProductCodes
+from abi_jax.wdbx.search.threads import shares
 
 NEIGHBOURS = (10, 30, 100, 300, 1000)
 SHALLOW = 100  # neighbours that every row asks for: one of `DEEP` rows asks for all of them
@@ -23,27 +28,61 @@ COPY = 0.25
 WIDE = 90  # percent of lists have a neighbour as near: many copies of a row may be several lists by themselves
 
 
-def measure(lists: Lists, vectors: np.ndarray, codes: Codes) -> dict[int, np.ndarray]:
-    """Of neighbours of some rows, in which of the lists nearest to the row these were; see `Lists.ranks`."""
-    count = len(lists.centroids)
+@dataclass(frozen=True)
+class Asked:
+    """Rows that asked for their neighbours, float32 `[Q, D]`, and the rows that each of them found, nearest first."""
+
+    queries: np.ndarray
+    found: Sequence[np.ndarray]
+
+
+def ask(lists: Lists, vectors: np.ndarray, codes: Codes) -> Asked:
+    """Lets some of `vectors` `[n, D]` ask for their neighbours that are no copies of them."""
     asking = np.unique(np.linspace(0, len(vectors) - 1, ASKING).astype(np.int64))
     queries = np.asarray(vectors[asking]).astype(np.float32)
-    list_of = np.empty(len(vectors), np.int32)
-    list_of[lists.order] = np.repeat(np.arange(count, dtype=np.int32), np.diff(lists.ends))
-    nearest = lists.nearest(make_query_codes(lists.metric, queries), count)
-    rank = np.empty(nearest.shape, np.int64)
-    np.put_along_axis(rank, nearest, np.arange(count)[None], axis=1)
     others = _Others(lists, vectors, codes)
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(asking)
     every, deep = np.arange(len(asking)), np.arange(0, len(asking), DEEP)
     others.find(np.setdiff1d(every, deep), queries, SHALLOW, found)
     again = [i for i in every.tolist() if len(found[i]) < SHALLOW]  # and those that were not asked yet
     others.find(np.array(again), queries, NEIGHBOURS[-1], found)
+    return Asked(queries, found)
+
+
+def measure(lists: Lists, asked: Asked) -> dict[int, np.ndarray]:
+    """Of neighbours of some rows, in which of the lists nearest to the row these were; see `Lists.ranks`."""
+    count = len(lists.centroids)
+    list_of = np.empty(len(lists.order), np.int32)
+    list_of[lists.order] = np.repeat(np.arange(count, dtype=np.int32), np.diff(lists.ends))
+    nearest = lists.nearest(make_query_codes(lists.metric, asked.queries), count)
+    rank = np.empty(nearest.shape, np.int64)
+    np.put_along_axis(rank, nearest, np.arange(count)[None], axis=1)
     made = {}
     for wanted in NEIGHBOURS:
-        ranks = [rank[i, list_of[rows[:wanted]]] for i, rows in enumerate(found) if len(rows) >= wanted]
-        if len(ranks) >= min(FEWEST, len(asking)):
+        ranks = [rank[i, list_of[rows[:wanted]]] for i, rows in enumerate(asked.found) if len(rows) >= wanted]
+        if len(ranks) >= min(FEWEST, len(asked.queries)):
             made[wanted] = np.bincount(np.concatenate(ranks), minlength=count)
+    return made
+
+
+def measure_products(codes: ProductCodes, asked: Asked) -> dict[int, np.ndarray]:
+    """How many rows with the highest sums hold shares of the neighbours; see `ProductCodes.candidates`."""
+    tables = codes.tables(asked.queries)
+    place = np.empty(len(codes), np.int64)
+    place[codes.order] = np.arange(len(codes))
+    ranks: Sequence[np.ndarray] = [np.empty(len(rows), np.int64) for rows in asked.found]
+
+    def work(first: int, last: int) -> None:
+        for i in range(first, last):
+            ranks_of(codes.codes, tables, i, len(codes), place[asked.found[i]], ranks[i])
+
+    shares(len(ranks), work, 1)
+    made = {}
+    for wanted in NEIGHBOURS:
+        every = [each[:wanted] for each in ranks if len(each) >= wanted]
+        if len(every) >= min(FEWEST, len(ranks)):
+            ordered = np.sort(np.concatenate(every))
+            made[wanted] = ordered[[max(0, ceil(share * len(ordered)) - 1) for share in SHARES]]
     return made
 
 
