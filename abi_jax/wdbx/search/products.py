@@ -113,6 +113,7 @@ def _padded(metric: str, vectors: np.ndarray) -> np.ndarray:
     """Rows float32, of length 1 under cosine, with zeros up to whole sub-spaces that are looked up together."""
     rows = np.asarray(vectors).astype(np.float32)
     if metric == "cosine":
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True))
+        rows = (rows / np.maximum(lengths, 1e-300)).astype(np.float32)
     width = DIMS * TOGETHER
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % width)))

@@ -176,6 +176,12 @@ def test_rows_that_all_are_the_same() -> None:
     assert recall(part((vectors, products, index)), "cosine", even(1, 2), 0.5)[1] == {"quantised"}
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_whose_squares_are_no_float32() -> None:
+    vectors, products, index = made("cosine", 1e25 * clustered(0, 9000))
+    assert recall(part((vectors, products, index)), "cosine", clustered(1, 100), 0.9)[0] >= 0.9
+
+
 def test_odd_dimensions_and_small_types() -> None:
     rows = (20 * clustered(0, 9000)[:, :37]).astype(np.int8)
     codes = CodesMaker("l2", 37, rows.dtype).of(rows)
