@@ -2,7 +2,7 @@
 
 A product in float32 is off by at most `D 2^-24 |q| |x|` (Higham, Accuracy and Stability of Numerical Algorithms, 3.1);
 every row that could be among the best by that much is a candidate, so that the answer does not depend on how a product
-is summed.
+is summed. That holds as long as float32 holds the products: where rows or queries are very short, they are float64.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from abi_jax.wdbx.search.found import Best, Found, found_of
 
 ROWS_AT_ONCE = 1 << 15
 TINY = 2.0**-24
+SMALL = 1e-12  # lengths whose products float32 may not hold
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Part:
     def longest(self) -> float:
         """The largest norm, 0 where there are no rows."""
         return float(self.norms.max(initial=0))
+
+    def product_dtype(self, metric: str, lengths: np.ndarray) -> type[np.floating]:
+        """In what the rows are multiplied with queries of such lengths, float64 `[B]`."""
+        some = self.norms if metric == "cosine" else np.append(lengths, self.longest)
+        return np.float64 if ((some > 0) & (some < SMALL)).any() else np.float32
 
 
 def row_norms(vectors: np.ndarray) -> np.ndarray:
@@ -57,11 +63,12 @@ def search(parts: Sequence[Part], metric: str, queries: np.ndarray, top_k: int) 
     lengths = np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1))
     for number, part in enumerate(parts):
         margin = 2 * (queries.shape[1] + 3) * TINY * _scale(metric, lengths, part.longest)
+        dtype = part.product_dtype(metric, lengths)
         for start in range(0, len(part.vectors), ROWS_AT_ONCE):
             rows = np.flatnonzero(part.allowed[start : start + ROWS_AT_ONCE]) + start
             if not len(rows):
                 continue
-            coarse = _coarse(metric, queries, part, rows)
+            coarse = _coarse(metric, queries, part, rows, dtype)
             for q, scores in enumerate(coarse):
                 near = np.arange(len(rows))
                 if len(rows) > top_k:
@@ -80,7 +87,8 @@ def search_rows(parts: Sequence[Part], rows: Sequence[np.ndarray], metric: str, 
         for start in range(0, len(some), ROWS_AT_ONCE):
             chosen = some[start : start + ROWS_AT_ONCE]
             margin = 2 * (len(query) + 3) * TINY * _scale(metric, length, part.longest)
-            kept.append(_Near(number, chosen, _coarse(metric, query[None], part, chosen)[0], float(margin[0])))
+            near = _coarse(metric, query[None], part, chosen, part.product_dtype(metric, length))[0]
+            kept.append(_Near(number, chosen, near, float(margin[0])))
     return _decide(parts, metric, query, kept, top_k)
 
 
@@ -91,15 +99,15 @@ def _scale(metric: str, lengths: np.ndarray, longest: float) -> np.ndarray:
     return np.square(lengths + longest) if metric == "l2" else lengths * longest
 
 
-def _coarse(metric: str, queries: np.ndarray, part: Part, rows: np.ndarray) -> np.ndarray:
-    """About what rows score, best when high, float32 `[B, n]`. rows: ascending."""
+def _coarse(metric: str, queries: np.ndarray, part: Part, rows: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    """About what rows score, best when high, `[B, n]`. rows: ascending."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     block = part.vectors[first:last] if last - first == len(rows) else part.vectors[rows]
-    block = np.asarray(block).astype(np.float32, copy=False)
-    norms = part.norms[rows]
+    block, queries = np.asarray(block).astype(dtype, copy=False), queries.astype(dtype, copy=False)
+    norms = part.norms[rows] if dtype is np.float32 else np.sqrt(np.einsum("nd,nd->n", block, block))
     if metric == "cosine":
         unit = queries / np.sqrt(np.square(queries, dtype=np.float64).sum(axis=1, keepdims=True))
-        return np.asarray((unit.astype(np.float32) @ block.T) / norms)
+        return np.asarray((unit.astype(dtype) @ block.T) / norms)
     products = queries @ block.T
     return np.asarray(products if metric == "ip" else 2 * products - np.square(norms))
 

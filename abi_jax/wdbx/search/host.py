@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from abi_jax.wdbx.search import flat
 from abi_jax.wdbx.search.codes import Codes, CodesMaker, QueryCodes, make_query_codes
 from abi_jax.wdbx.search.filtered import choose_lists
-from abi_jax.wdbx.search.found import NONE_FOUND, Found, bases_of, stacked
+from abi_jax.wdbx.search.found import NONE_FOUND, Found, bases_of, found_of, stacked
 from abi_jax.wdbx.search.ivf import QUERIES_OF_A_SHARE, Lists
 from abi_jax.wdbx.search.kernels.arrays import GROUP, OVERFLOW, TILE, Kept
 from abi_jax.wdbx.search.kernels.decide import decide, gather
 from abi_jax.wdbx.search.kernels.lists import count_allowed
 from abi_jax.wdbx.search.kernels.scan import scan_chosen, scan_lists, scan_tiles
-from abi_jax.wdbx.search.plan import DEVIATIONS, MOST_ALLOWED, Plan, choose
+from abi_jax.wdbx.search.plan import DEVIATIONS, Plan, choose
 from abi_jax.wdbx.search.product_part import ProductPart
 from abi_jax.wdbx.search.threads import run, shares, workers
 from abi_jax.wdbx.search.told import Told
@@ -23,7 +24,9 @@ from abi_jax.wdbx.search.told import Told
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 BY_LISTS = ("ivf", "ivf+pq")
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
+
 SHARE = 1 << 21  # products that are worth a thread
+CROWDED = 1 << 23  # rows that are kept, of all queries: with more, fewer are searched at once
 AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them
 PIECE = 48  # queries of which a thread searches all rows, where there are enough for all threads: no two share a floor
 NOTHING = np.zeros(0, np.int32)
@@ -57,6 +60,11 @@ class CodedPart:
             self.plans[recall, top_k] = made
         return made
 
+    @property
+    def mask(self) -> np.ndarray:
+        """Which rows may be found, bool `[n]`."""
+        return np.ones(len(self.codes), bool) if self.allowed is None else self.allowed
+
     @cached_property
     def num_allowed(self) -> int:
         """How many rows may be found."""
@@ -64,8 +72,8 @@ class CodedPart:
 
     @cached_property
     def allowed_in_lists(self) -> np.ndarray | None:
-        """How many rows of each list may be found, int64 `[L]`; None where nearly all may be."""
-        if self.lists is None or self.allowed is None or self.num_allowed >= MOST_ALLOWED * len(self.codes):
+        """How many rows of each list may be found, int64 `[L]`; None where all may be."""
+        if self.lists is None or self.allowed is None:
             return None
         made = np.empty(len(self.lists.centroids), np.int64)
         count_allowed(self.lists.order, self.lists.ends, self.allowed, made)
@@ -88,6 +96,8 @@ def search(
     recall: of the best rows, how many are to be found on average; 1: all, for certain. told: what was done, if asked.
     """
     cores, count = workers(), len(queries)
+    if not count:
+        return found_of([], [len(each.codes) for each in parts])
     many = told is None and _enough(parts, queries, top_k, recall, cores)
     if not many and count <= AT_ONCE:
         return _search(parts, metric, queries, top_k, recall, told, cores)
@@ -120,6 +130,10 @@ def _enough(parts: Sequence[AnyPart], queries: np.ndarray, top_k: int, recall: f
     return all(each.way in BY_LISTS for each in plans) and rows * dim * count >= cores * SHARE
 
 
+class _Crowded(Exception):
+    """More rows may be among the best than there had better be memory for, with so many queries."""
+
+
 def _search(
     parts: Sequence[AnyPart],
     metric: str,
@@ -129,8 +143,29 @@ def _search(
     told: Told | None,
     threads: int,
 ) -> Found:
+    try:
+        return _search_at_once(parts, metric, queries, top_k, recall, told, threads)
+    except _Crowded:
+        half = len(queries) // 2
+        some = queries[:half], queries[half:]
+        return stacked([_search(parts, metric, each, top_k, recall, told, threads) for each in some])
+
+
+def _search_at_once(
+    parts: Sequence[AnyPart],
+    metric: str,
+    queries: np.ndarray,
+    top_k: int,
+    recall: float,
+    told: Told | None,
+    threads: int,
+) -> Found:
     share = 1.0 if recall >= 1 else min(1.0, DEVIATIONS / queries.shape[1] ** 0.5)
-    search_ = _Search(parts, make_query_codes(metric, queries, share), top_k, threads)
+    coded = make_query_codes(metric, queries, share)
+    if _too_small(parts, coded):
+        plain = [flat.Part(each.vectors, flat.row_norms(each.vectors), each.mask) for each in _all_of(parts)]
+        return flat.search(plain, metric, queries, top_k)
+    search_ = _Search(parts, coded, top_k, threads)
     plans = [(part.plan(recall, top_k), number) for number, part in enumerate(parts) if len(part.codes)]
     by_lists = False
     for plan, number in sorted(plans, key=lambda each: -each[0].rows):
@@ -155,11 +190,27 @@ def _search(
         told.add(done, len(queries) - len(lacking))
     if not len(lacking):
         return search_.decide()
-    every = [each.every() if isinstance(each, ProductPart) else each for each in parts]
+    every = _all_of(parts)
     if told is not None:
         told.add([(number, _again(plan, every[number].plan(1, top_k), top_k)) for number, plan in done], len(lacking))
     again = _search(every, metric, queries[lacking], top_k, 1.0, None, threads)
     return again if len(lacking) == len(queries) else search_.decide().replaced(lacking, again)
+
+
+def _all_of(parts: Sequence[AnyPart]) -> list[CodedPart]:
+    """The same parts with codes that find all rows."""
+    return [each.every() if isinstance(each, ProductPart) else each for each in parts]
+
+
+def _too_small(parts: Sequence[AnyPart], queries: QueryCodes) -> bool:
+    """Whether products of codes may be less than float32 can tell apart."""
+    if queries.metric == "cosine":
+        return False
+    squares = queries.arrays.squares
+    if squares.min() < flat.SMALL**2 and ((squares > 0) & (squares < flat.SMALL**2)).any():
+        return True
+    lengths = (each.codes.longest for each in parts if isinstance(each, CodedPart))
+    return 0 < max(lengths, default=0) < flat.SMALL
 
 
 def _again(plan: Plan, after: Plan, top_k: int) -> Plan:
@@ -239,6 +290,8 @@ class _Search:
     def _widen(self, number: int, thread: int, heaps: np.ndarray, sizes: np.ndarray) -> None:
         """Twice the room, and nothing of the part that had too little: heaps and sizes are as they were before it."""
         kept, base, end = self.kept[thread], self.bases[number], self.bases[number + 1]
+        if len(sizes) > 1 and 2 * kept.found.size > CROWDED:
+            raise _Crowded
         made = _nothing_kept(len(sizes), max(self.top_k, kept.found.shape[1] // 2), self.top_k)
         for query, count in enumerate(kept.numbers.tolist()):
             row = kept.found[query, :count]
@@ -301,7 +354,7 @@ class _Search:
 
         shares(count, work, 2 * QUERIES_OF_A_SHARE)
         widest = int(counts.max(initial=0))
-        return Found(rows[:, :widest], scores[:, :widest], counts, tied, self.bases)
+        return Found(rows[:, :widest].copy(), scores[:, :widest].copy(), counts, tied, self.bases)
 
 
 def _is_float32(part: AnyPart) -> bool:

@@ -118,6 +118,7 @@ class _Others:
 def _spacing(centroids: np.ndarray) -> float:
     """The squared distance within which most of some centroids have another one."""
     some = np.unique(np.linspace(0, len(centroids) - 1, ASKING).astype(np.int64))
+    centroids = centroids.astype(np.float64)  # whose squares float32 may not hold
     squares = np.square(centroids).sum(axis=1)
     apart = squares[some, None] + squares - 2 * (centroids[some] @ centroids.T)
     apart[np.arange(len(some)), some] = np.inf

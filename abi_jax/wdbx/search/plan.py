@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 FEW = 8  # times as long as looking at a row in order takes one that a filter leaves
 WORTH_LISTS = 8_000  # rows: fewer are scanned in no more time
-MOST_ALLOWED = 0.9  # of all rows: where fewer may be found, lists are chosen by how many of these they have
 MOST = 0.4  # of all rows: where lists hold more than that, a scan of all rows in order is quicker
 FEW_SCORED = 4096  # rows that a filter leaves: where no more may be found, all of them are scored exactly
 FEW_SUMS = 32  # times as long as a sum of product codes takes an exact score
@@ -44,7 +43,7 @@ def choose(count: int, allowed: int, lists: "Lists | None", recall: float, top_k
             return Plan("flat", count, count, 0, "every row that belongs there is asked for")
         why = f"lists are worth it from {WORTH_LISTS} rows" if count < WORTH_LISTS else "there are no lists yet"
         return Plan("quantised", count, count, 0, why)
-    filtered = allowed < MOST_ALLOWED * count
+    filtered = allowed < count
     nearest = lists.enough(recall, -(-top_k * count // max(allowed, 1)) if filtered else top_k)
     looked_at = count if nearest is None else lists.rows_in(nearest)
     if allowed < count and allowed * FEW < min(count, looked_at / MOST):
@@ -79,7 +78,7 @@ def choose_products(
     if allowed <= FEW_SCORED and allowed < count:
         why = f"{allowed} of {count} rows may be found, and all of them are scored"
         return ProductPlan("gather", allowed, count, 0, why, allowed), recall
-    filtered = allowed < MOST_ALLOWED * count
+    filtered = allowed < count
     if filtered and not evenly():
         return None
     neighbours = -(-top_k * count // allowed) if filtered else top_k

@@ -14,7 +14,7 @@ from abi_jax.wdbx.search.kernels.arrays import Kept
 from abi_jax.wdbx.search.kernels.lists import count_allowed
 from abi_jax.wdbx.search.kernels.products import PLACES, SUM, best_keys, scan_product_lists, scan_products
 from abi_jax.wdbx.search.kernels.shuffle import BLOCK
-from abi_jax.wdbx.search.plan import MOST_ALLOWED, ProductPlan, choose_products
+from abi_jax.wdbx.search.plan import ProductPlan, choose_products
 from abi_jax.wdbx.search.products import ProductCodes, ProductIndex
 from abi_jax.wdbx.search.threads import run, shares
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from abi_jax.wdbx.search.host import CodedPart
 
 SHARE = 1 << 21  # sums of a sub-space that are worth a thread
-EVEN = 0.95  # of rows: in lists of which a filter leaves as much as elsewhere, but for chance
+EVEN = 0.99  # of rows: in lists of which a filter leaves as much as elsewhere, but for chance
 EVERYTHING = np.zeros(0, bool)
 
 
@@ -55,8 +55,8 @@ class ProductPart:
 
     @cached_property
     def allowed_in_lists(self) -> np.ndarray | None:
-        """How many rows of each list may be found, int64 `[L]`; None where nearly all may be."""
-        if self.allowed is None or self.num_allowed >= MOST_ALLOWED * len(self.codes):
+        """How many rows of each list may be found, int64 `[L]`; None where all may be."""
+        if self.allowed is None:
             return None
         made = np.empty(len(self.lists.centroids), np.int64)
         count_allowed(self.lists.order, self.lists.ends, self.allowed, made)

@@ -9,6 +9,9 @@ import pytest
 
 from abi_jax import wdbx
 from abi_jax.wdbx.search import engine
+from abi_jax.wdbx.search.codes import CodesMaker
+from abi_jax.wdbx.search.exact import best_first, exact_scores
+from abi_jax.wdbx.search.flat import row_norms
 
 ROWS, DIM, TOP_K = 9000, 24, 7
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
@@ -122,3 +125,21 @@ def test_more_than_there_is_memory_for(tmp_path: Path) -> None:
         c.upsert(np.arange(2100), np.ones((2100, 2)))
         assert len(c.query([1, 0], 10**9)) == 2100
         assert c.view().search_arrays(np.zeros((0, 2)), 3)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2", "cosine"])
+@pytest.mark.parametrize("rows", [1500, 3000])
+@pytest.mark.parametrize(("row", "query"), [(1.0, 1e-43), (1.0, 3e-37), (1e-19, 1e-19), (1e-43, 1.0)])
+def test_what_float32_hardly_holds(metric: str, rows: int, row: float, query: float) -> None:
+    """By products of all rows, where these are few, and by codes."""
+    rng = np.random.default_rng(3)
+    vectors = (rng.standard_normal((rows, 8)) * row).astype(np.float32)
+    vectors = vectors[vectors.any(axis=1)]
+    queries = (rng.standard_normal((4, 8)) * 4 * query).astype(np.float32)
+    part = engine.Part(
+        vectors, None, lambda: row_norms(vectors), lambda: CodesMaker(metric, 8, vectors.dtype).of(vectors)
+    )
+    for given, found in zip(queries, engine.search([part], metric, queries, 5).each(), strict=True):
+        scores = exact_scores(metric, given, vectors)
+        assert best_first(metric, found.scores[:5]).tolist() == np.sort(best_first(metric, scores))[:5].tolist()
+        np.testing.assert_array_equal(found.scores, scores[found.rows])

@@ -1,26 +1,32 @@
 """Products and sums of codes are the same whole numbers on every kind of processor."""
 
+import errno
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-pytest.importorskip("numba", reason="numba is not installed")
+numba = pytest.importorskip("numba", reason="numba is not installed")
 
-# A processor with less than this machine's may have: what LLVM is told of it, and what `simd` is.
+from abi_jax.wdbx.search.codes import make_query_codes  # noqa: E402
+from abi_jax.wdbx.search.ivf import Lists  # noqa: E402
+from abi_jax.wdbx.search.kernels.compile import kernel  # noqa: E402
+
+# What numba is told to compile for; this processor where nothing is said.
 PROCESSORS = {
-    "without vector units": ("x86-64", "", []),
-    "128 bits": ("x86-64", "+ssse3", ["ssse3"]),
-    "256 bits": ("haswell", "+avx2,+avx,+sse4.2", ["avx2"]),
-    "this one": (None, "", []),
+    "other": {"NUMBA_CPU_NAME": "generic"},
+    "ssse3": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+ssse3"},
+    "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+avx,+sse4.2,+ssse3"},
+    "this one": {},
 }
 PROGRAM = """
 import sys
-from llvmlite import binding
-if sys.argv[1] != "host":
-    there = dict.fromkeys(sys.argv[2:], True)
-    binding.get_host_cpu_features = lambda: there
 import numpy as np
 from numba import njit
 from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
@@ -69,10 +75,38 @@ for spaces in (4, 12, 256):
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_products_and_sums(name: str) -> None:
-    kind, features, there = PROCESSORS[name]
-    of = {} if kind is None else {"NUMBA_CPU_NAME": kind, "NUMBA_CPU_FEATURES": features}
-    told = ["host" if kind is None else "other", *there]
-    subprocess.run([sys.executable, "-c", PROGRAM, *told], env={**os.environ, **of}, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, name], env={**os.environ, **PROCESSORS[name]}, check=True, timeout=120
+    )
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """A small kernel, made anew with every call, that is kept in a folder of its own."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "small_kernel.py").write_text("def double(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "small_kernel", raising=False)
+    return lambda: kernel()(importlib.import_module("small_kernel").double)
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_what_was_kept_and_is_damaged_is_made_again(kept: Callable[[], Any], tmp_path: Path, ending: str) -> None:
+    assert kept()(3) == 6
+    (file,) = (tmp_path / "cache").rglob(f"*.{ending}")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert kept()(4) == 8
+    again = kept()
+    assert again(5) == 10 and sum(again.stats.cache_hits.values()) == 1
+
+
+def test_without_room_for_what_was_compiled_it_runs(kept: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", full)
+    assert kept()(3) == 6
 
 
 def test_what_is_kept_of_a_kernel_is_of_all_files() -> None:
@@ -81,3 +115,10 @@ def test_what_is_kept_of_a_kernel_is_of_all_files() -> None:
     kept = scan.scan_tiles._cache._cache_file
     assert kept._source_stamp == compile.STAMP
     assert {name for name, *_ in compile.STAMP} >= {"scan.py", "heap.py", "simd.py"}
+
+
+def test_of_lists_that_score_the_same_none_is_taken_for_a_better_one() -> None:
+    centroids = np.eye(3, 32, dtype=np.float32)
+    lists = Lists("cosine", centroids, np.zeros(0, np.int32), np.zeros(4, np.int64), {})
+    query = make_query_codes("cosine", centroids[2:] * 100)
+    assert lists.nearest(query, 2).tolist() == [[2, 0]]

@@ -64,6 +64,24 @@ def test_many_queries_as_a_few_at_a_time(store: wdbx.Database, wanted: float) ->
         np.testing.assert_array_equal(scores[start : start + 7], some[1])
 
 
+def test_no_queries(store: wdbx.Database) -> None:
+    assert store.collection("clustered").query(np.zeros((0, DIM)), 5, recall=0.9) == []
+
+
+def test_recall_holds_where_a_topic_was_deleted(tmp_path: Path) -> None:
+    with wdbx.open(tmp_path / "own") as db:
+        c = db.create_collection("c", DIM, "l2", ids="int")
+        vectors = clustered(np.random.default_rng(8), ROWS)
+        c.upsert(np.arange(ROWS), vectors)
+        db.seal()
+        assert c.index() == 1
+        about = vectors[:50]
+        gone = {hit.id for hits in c.query(about, 40) for hit in hits}
+        assert len(gone) < 0.1 * ROWS
+        c.delete(gone)
+        assert recall(c, about + 0.01, 0.95) >= 0.95
+
+
 def test_without_clusters_all_codes_are_scanned(store: wdbx.Database) -> None:
     c = store.collection("even")
     queries = np.random.default_rng(3).normal(size=(100, DIM)).astype(np.float32)

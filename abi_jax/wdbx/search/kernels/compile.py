@@ -22,6 +22,25 @@ class _Cache(FunctionCache):
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, STAMP)
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept; None, so that it is made again, where that is not whole."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:
+            logger.info("a search kernel is compiled again, since what was kept of it is damaged: %s", error)
+            self._leave(self.flush)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keeps what was compiled, if there is room for it."""
+        self._leave(super().save_overload, sig, data)
+
+    def _leave(self, write: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except Exception as error:
+            logger.info("search kernels are not kept in %s: %s", self._cache_path, error)
+
 
 def part(**options: Any) -> Any:
     """`numba.njit` for what kernels call.

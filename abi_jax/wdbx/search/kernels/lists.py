@@ -40,8 +40,14 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
                     sift_down(heap, nearest, made[i])
             taken, least = 0, heap[0]
             for i in range(lists):
-                if made[i] >= least and taken < nearest:
+                if made[i] > least:
                     mine[taken], heap[taken] = i, made[i]
+                    taken += 1
+            for i in range(lists):
+                if taken == nearest:
+                    break
+                if made[i] == least:
+                    mine[taken], heap[taken] = i, least
                     taken += 1
             sort_down(heap, mine, nearest)
 

@@ -9,10 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import types
+from numba import config, types
 from numba.extending import intrinsic
 
-FEATURES = binding.get_host_cpu_features()
+# what numba compiles for: this host, unless its variables say something else
+SAID: str | None = config.CPU_FEATURES
+FEATURES = (
+    dict(binding.get_host_cpu_features())
+    if SAID is None
+    else {each[1:]: each[0] == "+" for each in SAID.split(",") if each}
+)
 HAS_MADD = bool(FEATURES.get("avx2"))
 HAS_WIDE = bool(FEATURES.get("avx512bw"))
 HAS_DOT = HAS_WIDE and bool(FEATURES.get("avx512vnni"))
