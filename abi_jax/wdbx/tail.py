@@ -58,7 +58,7 @@ class Tail:
         self.ids.extend(ids)
         self._rows.update(zip(ids, range(start, end), strict=True))
         self._starts.append(start)
-        self._metadata.append(rows.metadata)
+        self._metadata.append(_alone(rows.metadata))
         self.metadata_bytes += rows.metadata.nbytes
         self.count = end
         return replaced
@@ -164,3 +164,8 @@ class Tail:
             if name == "died":
                 new[self.count :] = ALIVE
             setattr(self, name, new)
+
+
+def _alone(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same in memory of its own: what it was read from has vectors, too, and would stay as long."""
+    return pa.ipc.read_record_batch(batch.serialize(), batch.schema) if batch.num_columns else batch

@@ -1,5 +1,6 @@
 """Segments are bounded by their texts, too, however many are written, merged or imported at once."""
 
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,18 @@ def test_runs(texts: list[Any], lists: list[Any], most_rows: int, most_bytes: in
     assert [i for start, stop in made for i in range(start, stop)] == list(range(len(texts)))
     for start, stop in made:
         assert stop - start == 1 or (stop - start <= most_rows and sizes[start:stop].sum() <= most_bytes)
+
+
+def test_what_was_written_is_in_memory_once(tmp_path: Path) -> None:
+    """Metadata that was read from a record does not keep the record."""
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 256, schema={"year": int}, ids="int")
+        c.upsert([0], np.ones((1, 256)), {"year": [2000]})
+        tracemalloc.start()
+        try:
+            for start in range(1, 10_000, 1000):
+                c.upsert(np.arange(start, start + 1000), np.ones((1000, 256)), {"year": [2000] * 1000})
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 10_000 * 256 * 4 / 2  # beside the rows of the tail, for which there was room before
