@@ -111,6 +111,9 @@ def _lists(metric: str, rows: int, arrays: Mapping[str, np.ndarray]) -> "Lists |
     centroids, order, ends, measured, ranks = (arrays[PREFIX + name] for name in FIELDS)
     if len(order) != rows:
         raise InputError(f"it has lists of {len(order)} rows; expected {rows}")
+    whole = len(ends) == len(centroids) + 1 and ends[0] == 0 and ends[-1] == rows and (np.diff(ends) >= 0).all()
+    if not whole or (rows and not (order.min() >= 0 and order.max() < rows)):
+        raise InputError(f"its lists are not parts of {rows} rows")
     by_count = dict(zip(measured.tolist()[1:], np.asarray(ranks)[1:], strict=True))
     return Lists(metric, np.asarray(centroids), np.asarray(order), np.asarray(ends), by_count)
 
@@ -118,13 +121,18 @@ def _lists(metric: str, rows: int, arrays: Mapping[str, np.ndarray]) -> "Lists |
 def _products(lists: "Lists", arrays: Mapping[str, np.ndarray]) -> "ProductIndex | None":
     if PRODUCTS + PRODUCT_FIELDS[0] not in arrays:
         return None
-    from abi_jax.wdbx.search.kernels.shuffle import BLOCK
-    from abi_jax.wdbx.search.products import ProductCodes, ProductIndex
+    from abi_jax.wdbx.search.kernels.shuffle import BLOCK, TOGETHER
+    from abi_jax.wdbx.search.products import CENTROIDS, DIMS, SHARES, ProductCodes, ProductIndex
 
     books, codes, measured, candidates = (np.asarray(arrays[PRODUCTS + name]) for name in PRODUCT_FIELDS)
     if len(codes) != -(-len(lists.order) // BLOCK):
         raise InputError(
             f"it has {len(codes)} blocks of product codes; expected {BLOCK} of {len(lists.order)} rows each"
         )
+    spaces = -(-lists.centroids.shape[1] // (DIMS * TOGETHER)) * TOGETHER
+    expected = {"books": (spaces, CENTROIDS, DIMS), "codes": (len(codes), spaces, BLOCK // 2)}
+    shapes = {"books": books.shape, "codes": codes.shape}
+    if shapes != expected or candidates.shape != (len(measured), len(SHARES)) or codes.dtype != np.uint8:
+        raise InputError(f"its product codes have shapes {shapes}; expected {expected}")
     by_count = dict(zip(measured.tolist()[1:], candidates[1:], strict=True))
     return ProductIndex(lists, ProductCodes(lists.metric, books, codes, lists.order, by_count))

@@ -171,6 +171,8 @@ def _search_at_once(
     for plan, number in sorted(plans, key=lambda each: -each[0].rows):
         part = parts[number]
         if isinstance(part, ProductPart):
+            if len(queries) > 1 and 2 * part.plan(recall, top_k).candidates * len(queries) * threads > CROWDED:
+                raise _Crowded
             search_.scan_products(number, part, recall)
             by_lists |= plan.way == "ivf+pq"
             continue

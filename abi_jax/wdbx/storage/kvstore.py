@@ -15,7 +15,9 @@ MISSING = b"\x02"  # what tensorstore calls the generation of an object that is 
 SECONDS = 60.0  # that a request may take, and
 BYTES_A_SECOND = 1 << 20  # besides, what is written
 WHOLE_SECONDS = 3600.0  # that reading many objects may take, of which nobody knows how large they are
-REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND", "INVALID_ARGUMENT")  # before anything was done
+LEASE_SECONDS = 8.0  # that a request about a lease may take, which must be renewed in time
+LEASES = ("lock", "pins/")
+REFUSED = ("NOT_FOUND", "INVALID_ARGUMENT")  # before anything was done; credentials may end before a repetition
 
 
 class Objects:
@@ -99,7 +101,8 @@ class Objects:
         return generation if there == data else None
 
     def _wait(self, going: Any, key: str, size: int = 0, whole: bool = False) -> Any:
-        limit = WHOLE_SECONDS if whole else SECONDS + size / BYTES_A_SECOND
+        limit = LEASE_SECONDS if key.startswith(LEASES) else SECONDS + size / BYTES_A_SECOND
+        limit = WHOLE_SECONDS if whole else limit
         try:
             return going.result(timeout=limit)
         except TimeoutError:

@@ -156,10 +156,12 @@ class ObjectLock:
         if not self.held(fresh=True):
             raise self.fenced()
 
-    def lose(self) -> FencedError:
+    def lose(self, found: str) -> FencedError:
         """Something was found that another writer has done: the error to raise."""
         self._lost = True
-        return self.fenced()
+        return FencedError(
+            f"{self._objects.url} has another writer, of which {found} is; nothing more was acknowledged"
+        )
 
     def fenced(self) -> FencedError:
         """What to raise where the store is no longer this process's."""

@@ -108,7 +108,7 @@ class ObjectLog:
             self._failed = error
             return
         if made is None:
-            raise self._lock.lose()
+            raise self._lock.lose(part_key(self._name, self._number))
         self._number += 1
 
     def sync(self) -> None:

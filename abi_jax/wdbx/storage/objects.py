@@ -6,6 +6,7 @@ objects, one a group of commits, each of which is created: two writers cannot bo
 
 import contextlib
 import hashlib
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from abi_jax.wdbx.storage.lease import LOCK, TERM, Keeper, ObjectLock, ObjectPin
 from abi_jax.wdbx.storage.object_log import ObjectLog, Parts, split_key
 
 STORE_FILE = "wdbx.json"
+FAR = 1 << 40  # between the numbers of two writers
+READ_AT_ONCE = 16  # objects of which the length alone is wanted
 STEPS = ("log/", "segments/", "indexes/")  # what is a folder in these is one
 
 
@@ -100,7 +103,9 @@ class ObjectStorage:
             return len(self.read(name) or b"")
         keys = self._keys(name)
         unknown = [key for key in keys if key not in self._sizes]
-        self._sizes |= {key: len(data) for key, data in self.objects.get_all(unknown).items()}
+        for start in range(0, len(unknown), READ_AT_ONCE):
+            some = self.objects.get_all(unknown[start : start + READ_AT_ONCE])
+            self._sizes |= {key: len(data) for key, data in some.items()}
         return sum(self._sizes.get(key, 0) for key in keys)
 
     def names(self, folder: str) -> list[str]:
@@ -141,7 +146,7 @@ class ObjectStorage:
         if name.startswith("log/"):
             lock = self._locked()
             if not self._parts.begin(name, data):
-                raise lock.lose()
+                raise lock.lose(name)
             lock.confirm()
         elif "/" in name:
             self.objects.put(name, data)
@@ -169,13 +174,14 @@ class ObjectStorage:
         A writer makes sure that the store was still its own after it had looked for what may go: no other can have
         written any of it since.
         """
-        lock = self._lock
-        if lock is not None and not lock.held(fresh=lock.confirmed < self._listed):
+        lock, log = self._lock, name.startswith("log/")
+        keys = [] if log else self._keys(name)
+        if lock is not None and not lock.held(fresh=not log or lock.confirmed < self._listed):
             raise lock.fenced()
-        if name.startswith("log/"):
+        if log:
             self._parts.delete(name)
         else:
-            self.objects.delete(self._keys(name))
+            self.objects.delete(keys)
 
     def settle(self) -> None:
         """What was deleted does not come back."""
@@ -198,9 +204,16 @@ class ObjectStorage:
         self._saved = dict.fromkeys(made)
 
     def next_step(self, reserve: bool = False) -> int:
-        """A number that no step has or had since the store was opened. reserve: until it is no longer in `reserved`."""
+        """A number that no step has or had, nor another writer draws. reserve: until it is no longer in `reserved`.
+
+        A writer that has lost the store may yet write, or take away, what it has numbered itself: the next one numbers
+        from far beyond.
+        """
         with self._numbering:
-            self._last_step = max([self._last_step, *(int(name) for name in self.names("segments"))]) + 1
+            there = max((int(name) for name in self.names("segments")), default=0)
+            if not self._last_step:
+                self._last_step = there + secrets.randbelow(FAR)
+            self._last_step = max(self._last_step, there) + 1
             if reserve:
                 self.reserved.add(self._last_step)
             return self._last_step

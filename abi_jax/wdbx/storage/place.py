@@ -28,12 +28,17 @@ def open_storage(where: str | Path) -> Storage:
     """
     text = os.fspath(where)
     scheme, colon, rest = text.partition("://")
-    if isinstance(where, Path) and text.partition(":/")[0] in SCHEMES and ":/" in text:
-        raise InputError(f"{where} was a URL before it became a path; expected it as text")
+    if not colon and ":/" in text and text.partition(":/")[0] in SCHEMES:
+        raise InputError(f"{text} is a URL with one slash, as a path makes of it; expected it as text, with two")
     if not colon:
         return LocalStorage(Path(where))
     if scheme == "file":
-        return LocalStorage(Path(unquote(rest)))
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise InputError(f"{text} is on host {host!r}; expected file:///path, of this machine")
+        return LocalStorage(Path("/" + unquote(path)))
+    if "@" in rest.partition("/")[0]:
+        raise InputError(f"a URL {scheme}://...@... has credentials in it; expected {scheme}://name/path without")
     if scheme not in SCHEMES:
         known = ", ".join(f"{each}://" for each in SCHEMES)
         raise InputError(f"{text}: scheme {scheme!r} is not known; expected a path, or one of {known}")

@@ -3,6 +3,7 @@
 import threading
 from time import monotonic, sleep
 
+import numpy as np
 import pytest
 
 from abi_jax import wdbx
@@ -119,6 +120,19 @@ def test_nothing_of_a_later_writer_is_deleted_or_replaced(place: Place) -> None:
         with pytest.raises(wdbx.FencedError, match="head has been replaced by another writer"):
             first.storage.put("head", b"older")
         assert db.verify() == []
+
+
+def test_no_step_is_numbered_twice(place: Place) -> None:
+    """A writer that has lost the store takes away what it has numbered itself, whatever the next one has written."""
+    first, second = place.storage(), place.storage()
+    number = first.next_step()
+    first.save(f"segments/{number:08d}", {"vectors": np.ones((1, 2), np.float32)}, "")
+    first.delete(f"segments/{number:08d}")  # as garbage, by the writer that comes after
+    other = second.next_step()
+    second.save(f"segments/{other:08d}", {"vectors": np.ones((1, 2), np.float32)}, "")
+    assert other != number
+    first.delete(f"segments/{number:08d}")
+    assert second.names("segments") == [f"{other:08d}"]
 
 
 def test_a_renewal_without_an_answer(memory: Place) -> None:

@@ -158,6 +158,7 @@ def test_a_damaged_log_does_not_open(place: Place) -> None:
     "url, said",
     [
         ("ftp://host/store", r"scheme 'ftp' is not known; expected a path, or one of file://, memory://, gs://, s3://"),
+        ("file://elsewhere/store", r"is on host 'elsewhere'; expected file:///path, of this machine"),
         ("s3://bucket", r"s3://bucket does not name a place for a store; expected s3://bucket/path"),
         ("gs:///store", r"expected gs://bucket/path"),
         ("s3://Not A Bucket/store", r"s3://Not A Bucket/store: .*expected s3://bucket/path"),
@@ -169,8 +170,15 @@ def test_urls_that_are_none(url: str, said: str) -> None:
 
 
 def test_a_url_that_became_a_path() -> None:
-    with pytest.raises(InputError, match="was a URL before it became a path"):
-        wdbx.open(Path("s3://bucket/store"))
+    for where in (Path("s3://bucket/store"), "s3:/bucket/store"):
+        with pytest.raises(InputError, match="s3:/bucket/store is a URL with one slash"):
+            wdbx.open(where)
+
+
+def test_what_is_secret_in_a_url_is_not_repeated() -> None:
+    with pytest.raises(InputError, match="has credentials in it") as caught:
+        wdbx.open("s3://AKIAKEY:topsecret@bucket/store")
+    assert "topsecret" not in str(caught.value)
 
 
 def test_a_store_that_is_not_there(place: Place) -> None:
