@@ -142,9 +142,8 @@ def rank(
     terms = list(_terms(fields, words, settings))
     found = []
     for part, near in enumerate(_nearest(terms, allowed, top_k)):
-        exact = np.zeros(len(near.rows))
-        for term in terms:
-            exact += term.look_up(part, near.rows)
+        added = np.array([term.look_up(part, near.rows) for term in terms]).reshape(len(terms), len(near.rows))
+        exact = np.sort(added, axis=0).sum(axis=0)  # the same parts make the same sum, whichever words they are of
         found.append((np.full(len(near.rows), part), near.rows.astype(np.int64), exact))
     parts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
     best = scores >= _floor([scores], top_k)

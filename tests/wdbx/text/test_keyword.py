@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abi_jax import wdbx
@@ -54,7 +54,12 @@ STEP = st.one_of(
 )
 
 
+# equal sums whose parts come in another order
+EVEN = {"a": "Cluster's 重置", "b": "reset cluster 重置"}
+
+
 @settings(max_examples=25, deadline=None)
+@example([("upsert", EVEN)], ["reset", "重置", "Cluster's", "重置"], 0, 0, 1)
 @given(st.lists(STEP, min_size=1, max_size=6), WORDS, st.floats(0, 3), st.floats(0, 1), st.integers(1, 8))
 def test_as_the_definition(steps: list[Any], query: list[str], k1: float, b: float, top_k: int) -> None:
     with TemporaryDirectory() as folder, wdbx.open(Path(folder) / "store") as db:
