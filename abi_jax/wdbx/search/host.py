@@ -24,7 +24,6 @@ from abi_jax.wdbx.search.told import Told
 METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 BY_LISTS = ("ivf", "ivf+pq")
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
-
 SHARE = 1 << 21  # products that are worth a thread
 CROWDED = 1 << 23  # rows that are kept, of all queries: with more, fewer are searched at once
 AT_ONCE = 128  # queries: memory is as many times what rows are kept for one of them

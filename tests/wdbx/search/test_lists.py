@@ -28,6 +28,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> wdbx.Database:
     return db
 
 
+def indexed(db: wdbx.Database, metric: str, vectors: np.ndarray) -> wdbx.Collection:
+    """A collection of its own, sealed, with lists."""
+    c = db.create_collection("c", DIM, metric, ids="int")
+    c.upsert(np.arange(len(vectors)), vectors)
+    db.seal()
+    assert c.index() == 1
+    return c
+
+
 def recall(c: wdbx.Collection, queries: np.ndarray, wanted: float) -> float:
     exact = c.query(queries, TOP_K)
     found = c.query(queries, TOP_K, recall=wanted)
@@ -70,11 +79,8 @@ def test_no_queries(store: wdbx.Database) -> None:
 
 def test_recall_holds_where_a_topic_was_deleted(tmp_path: Path) -> None:
     with wdbx.open(tmp_path / "own") as db:
-        c = db.create_collection("c", DIM, "l2", ids="int")
         vectors = clustered(np.random.default_rng(8), ROWS)
-        c.upsert(np.arange(ROWS), vectors)
-        db.seal()
-        assert c.index() == 1
+        c = indexed(db, "l2", vectors)
         about = vectors[:50]
         gone = {hit.id for hits in c.query(about, 40) for hit in hits}
         assert len(gone) < 0.1 * ROWS
@@ -136,11 +142,8 @@ def test_an_explanation_makes_nothing(tmp_path: Path) -> None:
 
 def test_deletes_and_new_rows_count_at_once(store: wdbx.Database, tmp_path: Path) -> None:
     with wdbx.open(tmp_path / "own") as db:
-        c = db.create_collection("c", DIM, "cosine", ids="int")
         vectors = clustered(np.random.default_rng(6), ROWS)
-        c.upsert(np.arange(ROWS), vectors)
-        db.seal()
-        assert c.index() == 1
+        c = indexed(db, "cosine", vectors)
         nearest = [hit.id for hit in c.query(vectors[5], 3, recall=0.9)]
         assert nearest[0] == 5
         before = db.version

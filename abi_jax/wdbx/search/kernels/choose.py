@@ -4,7 +4,7 @@ import numpy as np
 
 from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
 from abi_jax.wdbx.search.kernels.compile import kernel, part
-from abi_jax.wdbx.search.kernels.multiply import multiply
+from abi_jax.wdbx.search.kernels.lists import score_lists
 
 FLOAT = {"error_model": "numpy", "fastmath": {"nnan", "nsz"}}
 NO_LIST = -1
@@ -37,19 +37,12 @@ def choose(  # type: ignore[no-untyped-def]
     """
     lists = scale.size
     products = np.empty((GROUP, TILE), np.int32)
-    rows = np.empty(0, np.int32)
     scores = np.empty((GROUP, lists), np.float32)
     heap, sums = np.empty(lists, np.int32), np.empty((3, neighbours.size))
     order = np.arange(last)
     for group in range(first, last, GROUP):
         count = min(GROUP, last - group)
-        for at in range(0, lists, TILE):
-            width = min(TILE, lists - at)
-            multiply(centroids, rows, at, at + width, queries, order, group, count, products)
-            for lane in range(count):
-                step = steps[group + lane]
-                for i in range(width):
-                    scores[lane, at + i] = np.float32(products[lane, i]) * (scale[at + i] * step) - penalty[at + i]
+        score_lists(centroids, scale, penalty, queries, steps, order, group, count, products, scores)
         for lane in range(count):
             mine = chosen[group + lane]
             measured = (neighbours, expected, middles)

@@ -18,19 +18,12 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
     """
     lists, nearest = scale.size, chosen.shape[1]
     products = np.empty((GROUP, TILE), np.int32)
-    rows = np.empty(0, np.int32)
     scores = np.empty((GROUP, lists), np.float32)
     heap = np.empty(nearest, np.float32)
     order = np.arange(last)
     for group in range(first, last, GROUP):
         count = min(GROUP, last - group)
-        for at in range(0, lists, TILE):
-            width = min(TILE, lists - at)
-            multiply(centroids, rows, at, at + width, queries, order, group, count, products)
-            for lane in range(count):
-                step = steps[group + lane]
-                for i in range(width):
-                    scores[lane, at + i] = np.float32(products[lane, i]) * (scale[at + i] * step) - penalty[at + i]
+        score_lists(centroids, scale, penalty, queries, steps, order, group, count, products, scores)
         for lane in range(count):
             made, mine = scores[lane], chosen[group + lane - first]
             for i in range(nearest):
@@ -50,6 +43,18 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
                     mine[taken], heap[taken] = i, least
                     taken += 1
             sort_down(heap, mine, nearest)
+
+
+@part(**FLOAT)
+def score_lists(centroids, scale, penalty, queries, steps, order, group, count, products, scores):  # type: ignore[no-untyped-def]
+    """Scores of all lists for `count` queries of `order` from `group` on, float32 `[GROUP, L]`; see `nearest_lists`."""
+    for at in range(0, scale.size, TILE):
+        width = min(TILE, scale.size - at)
+        multiply(centroids, order[:0], at, at + width, queries, order, group, count, products)
+        for lane in range(count):
+            step = steps[group + lane]
+            for i in range(width):
+                scores[lane, at + i] = np.float32(products[lane, i]) * (scale[at + i] * step) - penalty[at + i]
 
 
 @part(_nrt=True)
