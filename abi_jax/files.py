@@ -10,15 +10,15 @@ from typing import IO
 from abi_jax.errors import InputError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under another name first, so that what is at `path` is always whole.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8, under another name first, so that what is at `path` is always whole.
 
     Raises `InputError` where it cannot be written, e.g. on a full disk; what was there stays.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -27,6 +27,16 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_secret(path: str | Path, content: bytes) -> None:
+    """Writes a new file that its owner alone can read, on disk when this returns. Raises `OSError`, also where there is
+    one."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(Path(path).parent)
 
 
 def sync_folder(folder: Path) -> None:

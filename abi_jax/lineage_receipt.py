@@ -1,7 +1,6 @@
 """Receipts: a chain's head, handed out and perhaps signed, so that whoever rewrites the chain is found out."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from abi_jax.errors import InputError
+from abi_jax.files import write_secret
 from abi_jax.lineage import Chain
 from abi_jax.lineage_digest import canonical
 
@@ -121,8 +121,7 @@ def new_key(path: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
+        write_secret(path, pem)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a new file for the key") from None
     return key

@@ -26,7 +26,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 class Sampling:
     """How a persona's words are drawn unless a request says otherwise.
 
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off. max_tokens: the longest answer,
+    None for all that the context has left.
     """
 
     temperature: float = 0.7
@@ -34,7 +35,7 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    max_tokens: int = 256
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)
@@ -42,7 +43,12 @@ class Sampling:
         _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("min_p", self.min_p, 0.0, 1.0, below=True)
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
-        _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+
+    def limit(self, left: int) -> int:
+        """How many tokens an answer may have where the context has `left`; it may not have that many."""
+        return left if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,30 @@ os.environ.update(simulated_devices(DEVICES, os.environ))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+QUICK = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") not in ("0", "false", "False", "")
+QUICKLY = "jax_disable_most_optimizations"
+
 # The person's own settings must not reach the tests.
 for name in [n for n in os.environ if n.startswith("ABI_")]:
     del os.environ[name]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--thorough`."""
+    """`--thorough` and `--screenshots`."""
+    parser.addoption("--screenshots", action="store_true", help="put the screenshots of the page into docs/ anew")
     parser.addoption("--thorough", action="store_true", help="also the cases that are much like others: twice the time")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has XLA optimize where a test is marked `optimized`, though the run has it compile quickly."""
+    import jax  # which reads the variables above
+
+    quickly = item.get_closest_marker("optimized") is None
+    if QUICK and quickly != jax.config.read(QUICKLY):
+        jax.config.update(QUICKLY, quickly)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # of processes that a test starts
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

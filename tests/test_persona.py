@@ -35,6 +35,15 @@ def test_shipped_personas_load_and_round_trip(tmp_path: Path) -> None:
     assert read_personas(tmp_path / "personas.yaml") == personas
 
 
+def test_an_answer_may_be_as_long_as_the_context_unless_a_persona_says_otherwise(tmp_path: Path) -> None:
+    assert all(p.sampling.limit(1000) == 1000 for p in load_personas(SHIPPED))
+    path = tmp_path / "brief.yaml"
+    path.write_text("name: brief\nsampling:\n  max_tokens: 192\n", encoding="utf-8")
+    (brief,) = load_personas([str(path)])
+    (tmp_path / "personas.yaml").write_text(dump_personas([brief]), encoding="utf-8")
+    assert read_personas(tmp_path / "personas.yaml")[0].sampling.limit(1000) == 192
+
+
 def test_aspects_and_reading_rules_of_the_three() -> None:
     abbey, aviva, abi = load_personas(NAMES)
     assert set(abbey.loss_weights) == {"empathy", "technical"}

@@ -189,7 +189,9 @@ def _record(
         if not message["content"].replace(BREAK, "").replace(PROBE, "").strip():
             raise InputError(f"message {at} ({message['role']}): content is empty; expected text")
     system, turns = split_turns(messages)
-    if turns[-1]["role"] == "user":
+    if turns and turns[0]["role"] != "user":
+        raise InputError("the first turn is the assistant's; expected the user's")
+    if turns and turns[-1]["role"] == "user":
         turns.pop()  # nobody answered it
     if not turns:
         raise InputError("messages hold no answer; expected an assistant message after the user's")

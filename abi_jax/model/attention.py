@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from abi_jax.errors import InputError
 from abi_jax.model.attention_flash import cudnn, flash_refusal, tpu
-from abi_jax.model.attention_terms import NEVER, Bias, Past, Scoring, Sight
+from abi_jax.model.attention_paged import paged
+from abi_jax.model.attention_terms import NEVER, Bias, PagedPast, Past, Scoring, Sight
 from abi_jax.model.attention_xla import xla
 from abi_jax.sharding.context import current_platform
 
@@ -65,14 +66,17 @@ def attend(
     sight: Sight,
     scoring: Scoring,
     bias: Bias | None = None,
-    past: Past | None = None,
+    past: Past | PagedPast | None = None,
     *,
     backend: str = "auto",
 ) -> jax.Array:
     """Attention by the named backend, or by the platform's best that computes the same thing.
 
-    A backend asked for by name that would compute something else raises `InputError` with the reason.
+    A backend asked for by name that would compute something else raises `InputError` with the reason. Pages are
+    read by one, whatever is asked for (see `attention_paged.py`).
     """
+    if isinstance(past, PagedPast):
+        return paged(q, k, v, sight, scoring, bias, past)
     if backend not in (*BACKENDS, "auto"):
         raise InputError(f"attention={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
     if backend == "auto":

@@ -12,9 +12,12 @@ who sees whom (one row, two packed segments of three tokens, window of 2)
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from abi_jax.model.int8 import Int8
 
 NEVER = -1e30  # finite, so that a row that sees nothing gives a mean and not NaN
 
@@ -105,3 +108,89 @@ class Past:
     v: jax.Array
     sight: Sight
     features: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pages side by side: as `Past`, and k and v may be codes."""
+
+    k: jax.Array | Int8
+    v: jax.Array | Int8
+    sight: Sight
+    features: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedPast:
+    """What pages hold of the tokens before these: k, v `[N, K, W, d]`, W tokens a page, features `[N, F, W]`.
+
+    Row `b` holds tokens 0 to `lengths[b]`, those of page `n` of it in page `table[b, n]`; roles int32 `[N, W]`.
+    q_positions, q_segments, readable: as in `Sight`. group: so many rows in turn are one answer's, a token each, one
+    after the other. ahead: the new tokens of `[B, T]` such queries, of which each sees those before it where pages will
+    hold them.
+    """
+
+    k: jax.Array | Int8
+    v: jax.Array | Int8
+    table: jax.Array
+    lengths: jax.Array
+    q_positions: jax.Array
+    q_segments: jax.Array
+    roles: jax.Array | None = None
+    readable: jax.Array | None = None
+    features: jax.Array | None = None
+    ahead: Block | None = None
+    group: int = field(default=1, metadata={"static": True})
+
+    @property
+    def reach(self) -> jax.Array:
+        """How many tokens the longest row holds, new ones that see each other here among them."""
+        if self.ahead is None:
+            return jnp.max(self.lengths)
+        return jnp.max(self.lengths + _count(self.ahead))
+
+    def block(self, n: jax.Array, width: int) -> Block:
+        """Pages `n * width` to `(n + 1) * width` of every row, side by side."""
+        ids = jax.lax.dynamic_slice_in_dim(self.table, n * width, width, axis=1)
+        size = width * self.k.shape[2]
+        positions = n * size + jnp.arange(size, dtype=jnp.int32)
+        slots = jnp.broadcast_to(positions, (ids.shape[0], size))
+        used = (slots < self.lengths[:, None]).astype(jnp.int32)
+        roles = None if self.roles is None else _side_by_side(self.roles, ids, 1)
+        sight = Sight(self.q_positions, slots, self.q_segments, used, roles, self.readable)
+        features = None if self.features is None else _side_by_side(self.features, ids, 2)
+        past = Block(_side_by_side(self.k, ids, 2), _side_by_side(self.v, ids, 2), sight, features)
+        return past if self.ahead is None else _laid_over(past, self.ahead, slots - self.lengths[:, None])
+
+
+def _count(new: Block) -> jax.Array:
+    return jnp.sum(new.sight.k_segments > 0, axis=1, dtype=jnp.int32)
+
+
+def _laid_over(past: Block, new: Block, at: jax.Array) -> Block:
+    """`past` with the tokens `at` int32 `[B, S]` of `new` in their slots; where it is none of them, as it was."""
+    there = (at >= 0) & (at < _count(new)[:, None])
+
+    def lay(old: Any, new: Any, axis: int) -> Any:
+        def one(old: jax.Array, new: jax.Array) -> jax.Array:
+            shape = [1] * old.ndim
+            shape[0], shape[axis] = at.shape
+            picked = jnp.take_along_axis(new, jnp.clip(at, 0, new.shape[axis] - 1).reshape(shape), axis)
+            return jnp.where(there.reshape(shape), picked, old)
+
+        return jax.tree.map(one, old, new)
+
+    roles = lay(past.sight.k_roles, new.sight.k_roles, 1)
+    sight = replace(past.sight, k_segments=past.sight.k_segments | there, k_roles=roles)
+    return Block(lay(past.k, new.k, 2), lay(past.v, new.v, 2), sight, lay(past.features, new.features, 2))
+
+
+def _side_by_side(pool: Any, ids: jax.Array, axis: int) -> Any:
+    """Pages `ids` `[B, n]` of a pool, joined along the axis of their tokens: `[B, ...]`."""
+    if isinstance(pool, Int8):
+        return Int8(_side_by_side(pool.codes, ids, axis), _side_by_side(pool.scales, ids, axis))
+    if ids.shape[1] == 1:
+        return pool[ids[:, 0]]
+    found = jnp.moveaxis(pool[ids], 1, axis)
+    return found.reshape(*found.shape[:axis], -1, *found.shape[axis + 2 :])

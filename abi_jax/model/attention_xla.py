@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from abi_jax.model.attention_terms import NEVER, Bias, Past, Scoring, Sight, append_features
+from abi_jax.model.int8 import Int8
 
 
 def xla(
@@ -40,10 +41,10 @@ def xla(
 
 
 def _block(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, scoring: Scoring, bias: Bias | None) -> jax.Array:
-    return _by_token(_weigh(_scores(q, k, sight, scoring, bias), v), q.shape[1])
+    return by_token(_weigh(masked_scores(q, k, sight, scoring, bias), v), q.shape[1])
 
 
-def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
+def by_head(x: jax.Array, kv_heads: int) -> jax.Array:
     """`[B, T, H, n]` to `[B, K, M, n]`, `M` the queries of all heads that share keys.
 
     In this form every product of attention and of its gradient has its batch dimensions first, and XLA's CPU
@@ -53,8 +54,8 @@ def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
     return x.reshape(B, T, kv_heads, H // kv_heads, n).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, n)
 
 
-def _by_token(x: jax.Array, T: int) -> jax.Array:
-    """Undoes `_by_head` for `T` queries."""
+def by_token(x: jax.Array, T: int) -> jax.Array:
+    """Undoes `by_head` for `T` queries."""
     B, K, M, n = x.shape
     return x.reshape(B, K, M // T, T, n).transpose(0, 3, 1, 2, 4).reshape(B, T, -1, n)
 
@@ -86,21 +87,24 @@ def _weigh_backward(saved: tuple[jax.Array, ...], dout: jax.Array) -> tuple[jax.
 _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
-def _scores(
+def masked_scores(
     q: jax.Array,
-    k: jax.Array,
+    k: jax.Array | Int8,
     sight: Sight,
     scoring: Scoring,
     bias: Bias | None,
 ) -> jax.Array:
-    """Masked scores f32 `[B, K, M, S]`, of the queries as `_by_head` lays them out."""
+    """Masked scores f32 `[B, K, M, S]`, of the queries as `by_head` lays them out."""
     B, T, _, _ = q.shape
     K, S = k.shape[1:3]
-    grouped = _by_head((q * scoring.scale).astype(q.dtype), K)
-    scores = jnp.einsum("bkmd,bksd->bkms", grouped, k, preferred_element_type=jnp.float32)
+    grouped = by_head((q * scoring.scale).astype(q.dtype), K)
+    keys = k.codes.astype(q.dtype) if isinstance(k, Int8) else k
+    scores = jnp.einsum("bkmd,bksd->bkms", grouped, keys, preferred_element_type=jnp.float32)
+    if isinstance(k, Int8):
+        scores *= k.scales[:, :, None]
     scores = scoring.cap(scores)
     if bias is not None:
-        u = _by_head(bias.u, K)
+        u = by_head(bias.u, K)
         scores += jnp.einsum("bmf,bfs->bms", u.reshape(B, -1, u.shape[-1]), bias.v).reshape(scores.shape)
     mask = sight.mask(scoring.window)[:, None, None]
     return jnp.where(mask, scores.reshape(B, K, -1, T, S), NEVER).reshape(scores.shape)
@@ -117,8 +121,8 @@ def _with_past(
 ) -> jax.Array:
     """One softmax over the cache and the new tokens, in two parts: the cache is read as it lies, not copied."""
     old_bias = None if bias is None or past.features is None else Bias(bias.u, past.features)
-    old = _scores(q, past.k, past.sight, scoring, old_bias)
-    new = _scores(q, k, sight, scoring, bias)
+    old = masked_scores(q, past.k, past.sight, scoring, old_bias)
+    new = masked_scores(q, k, sight, scoring, bias)
     top = jnp.maximum(jnp.max(old, axis=-1, keepdims=True), jnp.max(new, axis=-1, keepdims=True))
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     total = jnp.sum(old, axis=-1, keepdims=True) + jnp.sum(new, axis=-1, keepdims=True)
@@ -127,4 +131,4 @@ def _with_past(
         weights = (weights / total).astype(v.dtype)
         return jnp.einsum("bkms,bksd->bkmd", weights, v, preferred_element_type=jnp.float32)
 
-    return _by_token((weighted(old, past.v) + weighted(new, v)).astype(v.dtype), q.shape[1])
+    return by_token((weighted(old, past.v) + weighted(new, v)).astype(v.dtype), q.shape[1])

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from abi_jax.model.attention import attend
-from abi_jax.model.attention_terms import Past, Scoring, Sight
+from abi_jax.model.attention_terms import PagedPast, Past, Scoring, Sight
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
 from abi_jax.model.layers import Linear, RMSNorm, activate, make_norm, projection, rotate
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
         sight: Sight,
         terms: LayerTerms,
         features: jax.Array | None,
-        past: Past | None = None,
+        past: Past | PagedPast | None = None,
     ) -> tuple[jax.Array, KeysValues]:
         """`[B, T, D]` to the same and the tokens' keys and values `[B, K, T, d]`; `past` is attended to, too."""
         c, w = self.config, inputs.mixture
@@ -97,7 +97,7 @@ class Block(nnx.Module):
         sight: Sight,
         terms: LayerTerms,
         features: jax.Array | None,
-        past: Past | None = None,
+        past: Past | PagedPast | None = None,
     ) -> tuple[jax.Array, KeysValues]:
         """`[B, T, D]` to the same and the tokens' keys and values `[B, K, T, d]`."""
         y, kept = self.attention(self.attention_norm(x), inputs, angles, sight, terms, features, past)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from abi_jax.model.attention_terms import Past, Sight
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.persona import num_features
 
@@ -30,6 +31,34 @@ class Cache:
     def size(self) -> int:
         """Number of slots a row, `S`."""
         return self.roles.shape[1]
+
+    def past(self, layer: int, sight: Sight, marks: bool) -> Past:
+        """What a layer's new tokens, which see each other by `sight`, see here; `marks`: with the features."""
+        slots = jnp.broadcast_to(jnp.arange(self.size, dtype=jnp.int32), self.roles.shape)
+        used = (slots < self.lengths[:, None]).astype(jnp.int32)
+        roles = None if sight.readable is None else self.roles
+        seen = Sight(sight.q_positions, slots, sight.q_segments, used, roles, sight.readable)
+        return Past(self.keys[layer], self.values[layer], seen, self.features if marks else None)
+
+    def extended(
+        self,
+        kept: Sequence[tuple[jax.Array, jax.Array]],
+        roles: jax.Array,
+        features: jax.Array | None,
+        starts: jax.Array,
+        lengths: jax.Array,
+    ) -> "Cache":
+        """The cache with T more tokens a row, from slot `starts[b]`.
+
+        kept: keys and values `[B, K, T, d]` a layer; roles `[B, T]`; features `[B, F, T]`; lengths `[B]`: the new ones.
+        """
+        return Cache(
+            keys=tuple(write(old, new, starts, 2) for old, (new, _) in zip(self.keys, kept, strict=True)),
+            values=tuple(write(old, new, starts, 2) for old, (_, new) in zip(self.values, kept, strict=True)),
+            roles=write(self.roles, roles, starts, 1),
+            features=None if self.features is None or features is None else write(self.features, features, starts, 2),
+            lengths=lengths,
+        )
 
 
 def new_cache(config: ModelConfig, batch: int, size: int, dtype: DTypeLike = jnp.float32) -> Cache:
@@ -64,27 +93,6 @@ def after(starts: jax.Array, x: jax.Array) -> jax.Array:
     copies the whole buffer rather than write in place.
     """
     return starts + jnp.minimum(jnp.isnan(x[:, 0, 0]).astype(starts.dtype), 0)
-
-
-def extend(
-    cache: Cache,
-    kept: Sequence[tuple[jax.Array, jax.Array]],
-    roles: jax.Array,
-    features: jax.Array | None,
-    starts: jax.Array,
-    lengths: jax.Array,
-) -> Cache:
-    """Returns the cache with T more tokens a row, from slot `starts[b]`.
-
-    kept: keys and values `[B, K, T, d]` a layer; roles `[B, T]`; features `[B, F, T]`; lengths `[B]`: the new ones.
-    """
-    return Cache(
-        keys=tuple(write(old, new, starts, 2) for old, (new, _) in zip(cache.keys, kept, strict=True)),
-        values=tuple(write(old, new, starts, 2) for old, (_, new) in zip(cache.values, kept, strict=True)),
-        roles=write(cache.roles, roles, starts, 1),
-        features=None if cache.features is None or features is None else write(cache.features, features, starts, 2),
-        lengths=lengths,
-    )
 
 
 def grow(cache: Cache, size: int) -> Cache:

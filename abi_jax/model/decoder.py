@@ -2,25 +2,28 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abi_jax.model.attention_terms import Past, Sight
+from abi_jax.model.attention_terms import Sight
 from abi_jax.model.blocks import Block
-from abi_jax.model.cache import Cache, after, extend
+from abi_jax.model.cache import Cache, after
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.inputs import Inputs
+from abi_jax.model.int8 import look_up
 from abi_jax.model.layers import Linear, make_norm, rope_angles, settle, sinusoids
 from abi_jax.model.matmul import project
+from abi_jax.model.pages import PagedCache
 from abi_jax.model.persona import LayerTerms, PersonaBank
 from abi_jax.model.weight import param
 from abi_jax.sharding.context import constrain
 
 Remat = Literal["none", "dots", "full"]
+AnyCache = TypeVar("AnyCache", Cache, PagedCache)
 
 
 class Decoder(nnx.Module):
@@ -50,10 +53,8 @@ class Decoder(nnx.Module):
     def embed(self, inputs: Inputs) -> jax.Array:
         """Base embeddings `[B, T, D]`: tokens, scaled, plus positions where the model adds them."""
         c = self.config
-        # gathered along the features first: a lookup in a table that is split there is laid out as the table
-        # is, and the compiler then copies all of it to every device
-        table = constrain(self.embedding.get_value(), ("vocab", None))
-        x = constrain(table[inputs.tokens], ("batch", "length", None)).astype(self.dtype)
+        x = look_up(self.embedding.get_value(), inputs.tokens)
+        x = constrain(x, ("batch", "length", None)).astype(self.dtype)
         if c.embed_scale is not None:
             x = x * jnp.asarray(c.embed_scale, self.dtype)
         if self.positions is not None:
@@ -64,41 +65,38 @@ class Decoder(nnx.Module):
         return x if c.embed_scale is None and c.positions in ("rope", "none") else settle(x)
 
     def hidden(
-        self, inputs: Inputs, cache: Cache | None = None, *, fresh: bool = False
-    ) -> tuple[jax.Array, Cache | None]:
+        self, inputs: Inputs, cache: AnyCache | None = None, *, fresh: bool = False
+    ) -> tuple[jax.Array, AnyCache | None]:
         """Runs all blocks: hidden states `[B, T, D]` after the last norm, and the cache with the new tokens.
 
         With a cache, row `b` continues at `cache.lengths[b]`, and tokens of segment 0 at the end of a row
         are not counted. `fresh` says that the cache is empty, so that a prefill attends to its own tokens only.
         """
         base = self.embed(inputs)
-        bank, w = self.persona, inputs.mixture
+        bank, w, user = self.persona, inputs.mixture, inputs.user
         features = None
         if bank is not None and bank.key_features is not None and (w is not None or cache is not None):
             features = bank.key_features(base, inputs.roles, inputs.positions)
         x = base
         if bank is not None and bank.injection is not None and w is not None:
-            x = bank.injection(base, w)
-        terms = [LayerTerms()] * len(self.layers) if bank is None or w is None else bank.layers(w, inputs.roles)
+            x = bank.injection(base, w, None if user is None else user.embedding)
+        own = None if user is None else user.cores
+        terms = [LayerTerms()] * len(self.layers) if bank is None or w is None else bank.layers(w, inputs.roles, own)
         x = constrain(x, ("batch", "length", None))
         angles = rope_angles(self.config, inputs.positions) if self.config.positions == "rope" else None
         sight = self._sight(inputs)
-        seen = None if cache is None or fresh else self._past_sight(inputs, sight, cache)
         kept = []
         for i, block in enumerate(self.layers):
             if cache is None:
                 x = self._remat(block)(x, inputs, angles, sight, terms[i], features)
                 continue
-            past = None
-            if seen is not None:
-                marks = None if w is None else cache.features
-                past = Past(cache.keys[i], cache.values[i], seen, marks)
+            past = None if fresh else cache.past(i, sight, marks=w is not None)
             x, new = block(x, inputs, angles, sight, terms[i], features, past)
             kept.append(new)
         if cache is not None:
             added = jnp.sum(inputs.segments > 0, axis=1, dtype=jnp.int32)
             starts = jnp.zeros_like(cache.lengths) if fresh else after(cache.lengths, x)
-            cache = extend(cache, kept, inputs.roles, features, starts, cache.lengths + added)
+            cache = cache.extended(kept, inputs.roles, features, starts, cache.lengths + added)
         return self.norm(x), cache
 
     def _sight(self, inputs: Inputs) -> Sight:
@@ -110,13 +108,6 @@ class Decoder(nnx.Module):
         positions, segments = inputs.positions, inputs.segments
         roles = None if readable is None else inputs.roles
         return Sight(positions, positions, segments, segments, roles, readable, aligned=True, packed=inputs.packed)
-
-    def _past_sight(self, inputs: Inputs, sight: Sight, cache: Cache) -> Sight:
-        """What the tokens see of the cache: the slots that are filled, where their rules allow it."""
-        slots = jnp.broadcast_to(jnp.arange(cache.size, dtype=jnp.int32), cache.roles.shape)
-        used = (slots < cache.lengths[:, None]).astype(jnp.int32)
-        roles = None if sight.readable is None else cache.roles
-        return Sight(inputs.positions, slots, inputs.segments, used, roles, sight.readable)
 
     def _remat(self, block: Block) -> Callable[..., jax.Array]:
         def run(params: nnx.State, *args: Any) -> jax.Array:

@@ -107,6 +107,10 @@ class TextEncoder:
             vectors[group] = np.asarray(result)[: len(group)]
         return vectors
 
+    def count(self, texts: Sequence[str], prompt: str | None = None) -> int:
+        """How many tokens `encode` reads of `texts`."""
+        return sum(map(len, self._tokenize(texts, self._prefix(prompt))))
+
     def warm_up(self, batch_size: int = 32) -> None:
         """Compiles every shape that `encode` with this `batch_size` can need."""
         for length in self._lengths:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abi_jax.model.users import UserTerms
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Inputs:
     tokens, positions, segments, roles: int32 `[B, T]`; segment 0 is padding. `mixture` f32 `[B, T, P]` is
     the persona mixture of every token, zero where the base model speaks; None leaves the persona terms
     out of the program altogether. `readable` bool `[B, T, R]`: the roles a token may attend to
-    beside its own. `packed`: rows hold more than one segment (padding at the end of a row does not count).
+    beside its own. `user`: each row's own adaptation, where a row is one token. `packed`: rows hold more than
+    one segment (padding at the end of a row does not count).
     """
 
     tokens: jax.Array
@@ -24,6 +27,7 @@ class Inputs:
     roles: jax.Array
     mixture: jax.Array | None = None
     readable: jax.Array | None = None
+    user: UserTerms | None = None
     packed: bool = field(default=True, metadata={"static": True})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from abi_jax.model.config import Activation, ModelConfig, RopeScaling
-from abi_jax.model.matmul import project
+from abi_jax.model.matmul import dot, project
 from abi_jax.model.weight import param
 from abi_jax.sharding.context import current_platform
 
@@ -67,7 +67,7 @@ def _mean(x: jax.Array) -> jax.Array:
     so that a persona term of exactly zero upstream would change the last bit.
     """
     share = jnp.full(x.shape[-1:], 1 / x.shape[-1], x.dtype)
-    return jnp.einsum("...d,d->...", x, share, precision="highest")[..., None]
+    return dot(x, share, precision="highest")[..., None]
 
 
 class RMSNorm(nnx.Module):

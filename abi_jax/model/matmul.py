@@ -1,15 +1,19 @@
 """`W x` with `W` stored `[out, in]`, in the form each platform runs fastest."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 
+from abi_jax.model.int8 import Int8
 from abi_jax.sharding.context import current_platform
 
 FEW_ROWS = 256
 SINGLE_ROWS = 32
+AT_ONCE = 8  # rows that XLA's CPU backend multiplies with a vector at once
 
 
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
     """`[..., in]` and `[out, in]` to `[..., out]`, in the dtype of `x`.
 
     On XLA's CPU backend the right operand of a product is packed anew at every call. For a few rows that
@@ -17,6 +21,8 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     would turn the operands round again (`benchmarks/weight_layout.py`). With many rows the product itself is
     fast, and its gradient is written out (see `_many_rows`).
     """
+    if isinstance(kernel, Int8):
+        return _project_codes(x, kernel)
     kernel = kernel.astype(x.dtype)
     rows = x.size // x.shape[-1]
     if current_platform() != "cpu" or rows == 1:
@@ -25,6 +31,44 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _many_rows(x, kernel)
     columns = jax.lax.optimization_barrier(kernel @ x.reshape(rows, -1).T)
     return columns.T.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def _project_codes(x: jax.Array, kernel: Int8) -> jax.Array:
+    """As `project`, of codes: they become numbers on their way into the product, and what it makes is scaled.
+
+    On the CPU this is made for YNNPACK (see `coded_products`), in f32, and for two rows at least: the product with one
+    has another form there, for which all codes would be written out as numbers.
+    """
+    if current_platform() != "cpu":
+        y = jnp.einsum("...d,fd->...f", x, kernel.codes.astype(x.dtype), preferred_element_type=jnp.float32)
+        return (y * kernel.scales).astype(x.dtype)
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    count = len(rows)
+    if count == 1:
+        rows = jnp.broadcast_to(rows, (2, rows.shape[1]))
+    columns = jnp.einsum("fd,bd->fb", kernel.codes.astype(jnp.float32), rows) * kernel.scales[:, None]
+    columns = jax.lax.optimization_barrier(columns)
+    return columns.T[:count].reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+@cache
+def coded_products() -> dict[str, str] | None:
+    """What a program that multiplies by codes is compiled with (`jax.jit(compiler_options=...)`).
+
+    XLA's CPU backend leaves products to YNNPACK then, with what is computed of one operand before and with the result
+    after. Else it would write each matrix out as numbers at every call, which takes ten times as long. None where
+    nothing of the kind is needed, or known to this version.
+    """
+    if current_platform() != "cpu":
+        return None
+    try:
+        jax.jit(jnp.negative, compiler_options=_YNNPACK).lower(jnp.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return _YNNPACK
+
+
+_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 @jax.custom_vjp
@@ -49,6 +93,19 @@ def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Ar
 
 
 _many_rows.defvjp(_forward, _backward)
+
+
+def dot(x: jax.Array, vector: jax.Array, precision: str | None = None) -> jax.Array:
+    """`[..., d]` and `[d]` to `[...]`; where a row stands among the others changes no bit of it.
+
+    On XLA's CPU backend it would: rows are taken eight at once, and those left over are summed in another order.
+    """
+    rows = x.size // x.shape[-1]
+    missing = -rows % AT_ONCE
+    if current_platform() != "cpu" or rows < AT_ONCE or not missing:
+        return jnp.einsum("...d,d->...", x, vector, precision=precision)
+    filled = jnp.pad(x.reshape(rows, -1), ((0, missing), (0, 0)))
+    return jnp.einsum("nd,d->n", filled, vector, precision=precision)[:rows].reshape(x.shape[:-1])
 
 
 def expand(x: jax.Array, up: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from abi_jax.model.attention_terms import Bias
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.model.layers import projection, unstack
 from abi_jax.model.lora import LowRank, make_lora, share
-from abi_jax.model.matmul import combine, expand, project
+from abi_jax.model.matmul import combine, dot, expand, project
 from abi_jax.model.weight import Tree, Weight, map_weights, param
 from abi_jax.text.roles import NUM_ROLES
 
@@ -90,16 +90,22 @@ class Injection(nnx.Module):
         self.gate = param((2 * D,), (None,), "zeros") if shape.gate else None
         self.gate_bias = param((1,), (None,), "zeros") if shape.gate else None
 
-    def __call__(self, base: jax.Array, w: jax.Array) -> jax.Array:
-        """`[B, T, D]` base embeddings and mixture `[B, T, P]` to the embeddings the first layer sees."""
+    def __call__(self, base: jax.Array, w: jax.Array, user: jax.Array | None = None) -> jax.Array:
+        """`[B, T, D]` base embeddings and mixture `[B, T, P]` to the embeddings the first layer sees.
+
+        user: `[B, D]`, each row's own embedding (see `model/users.py`).
+        """
         w = w.astype(base.dtype)
         inner = project(base, self.down.get_value())
         shift = jnp.einsum("btp,pd->btd", w, self.embedding.get_value().astype(base.dtype))
         shift += jnp.einsum("btpr,prd->btd", w[..., None] * inner[..., None, :], self.up.get_value().astype(base.dtype))
+        if user is not None:
+            shift += user[:, None].astype(base.dtype)
         if self.gate is None or self.gate_bias is None:
             return base + shift
         on_base, on_persona = jnp.split(self.gate.get_value().astype(base.dtype), 2)
-        a = jax.nn.sigmoid(base @ on_base + (base + shift) @ on_persona + self.gate_bias.get_value().astype(base.dtype))
+        gate_bias = self.gate_bias.get_value().astype(base.dtype)
+        a = jax.nn.sigmoid(dot(base, on_base) + dot(base + shift, on_persona) + gate_bias)
         return base + (1 - a)[..., None] * shift
 
 
@@ -191,11 +197,15 @@ class CoreAdapters(nnx.Module):
             }
         )
 
-    def layers(self, w: jax.Array | None) -> list[LayerCores]:
-        """Each layer's share; with the mixture `[B, P]` of whole rows, its cores are mixed."""
+    def layers(self, w: jax.Array | None, user: jax.Array | None = None) -> list[LayerCores]:
+        """Each layer's share; with the mixture `[B, P]` of whole rows, its cores are mixed.
+
+        user: `[B, L, N, r, r]`, with a mixture: each row's own cores (see `model/users.py`).
+        """
         ups = zip(*([up.get_value() for up in self.up[target]] for target in self.targets), strict=True)
         downs, core = (down.get_value() for down in self.down), self.core.get_value()
-        cores = unstack(core if w is None else jnp.einsum("bp,plnij->blnij", w, core), axis=1)
+        mixed = core if w is None else jnp.einsum("bp,plnij->blnij", w, core)
+        cores = unstack(mixed if user is None else mixed + user, axis=1)
         return [LayerCores(*parts, mixed=w is not None) for parts in zip(downs, cores, ups, strict=True)]
 
 
@@ -260,18 +270,21 @@ class PersonaBank(nnx.Module):
         self.cores = nnx.Dict({name: CoreAdapters(c, shape, name) for name in wanted if shape.core_rank})
         self.lora = nnx.Dict(make_lora(c, shape) if shape.lora_rank else {})
 
-    def layers(self, w: jax.Array, roles: jax.Array) -> list[LayerTerms]:
+    def layers(self, w: jax.Array, roles: jax.Array, users: Mapping[str, jax.Array] | None = None) -> list[LayerTerms]:
         """Each layer's share, for tokens of mixture `[B, T, P]` and roles `[B, T]`.
 
         Where a row is one token, all layers' terms are mixed here, at once: a decode step pays by the call.
-        Longer rows mix in each layer, where remat can forget the result.
+        Longer rows mix in each layer, where remat can forget the result. users: each row's own cores, by the input
+        they share, for rows of one token alone.
         """
         single = w.shape[1] == 1
+        assert single or not users, "users' cores are mixed a token at a time"
         us: list[Any] = [None] * self.num_layers
         if self.masks is not None:
             u = self.masks.values()
             us = unstack(mix_queries(u, w, roles) if single else u, axis=2)
-        cores = {name: adapters.layers(w[:, 0] if single else None) for name, adapters in self.cores.items()}
+        own = users or {}
+        cores = {name: of.layers(w[:, 0] if single else None, own.get(name)) for name, of in self.cores.items()}
         lora = {name: adapters.layers() for name, adapters in self.lora.items()}
         return [
             LayerTerms(u, {name: of[i] for name, of in cores.items()}, share(lora, i), single) for i, u in enumerate(us)

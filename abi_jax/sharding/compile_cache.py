@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MOST_BYTES = 4 << 30  # what was not used for longest goes first
+LEAST_SECONDS = 0.1  # that a program took to compile; by itself JAX keeps those alone that took a second
 _PREFIX = "JAX_COMPILATION_CACHE_"
+_LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def compile_cache(env: Mapping[str, str]) -> dict[str, str]:
@@ -28,7 +30,8 @@ def compile_cache(env: Mapping[str, str]) -> dict[str, str]:
         return {}
     if not os.access(folder, os.W_OK):
         return {}
-    return {_PREFIX + "DIR": str(folder), _PREFIX + "MAX_SIZE": str(MOST_BYTES)}
+    kept = {_PREFIX + "DIR": str(folder), _PREFIX + "MAX_SIZE": str(MOST_BYTES)}
+    return kept if _LEAST in env else kept | {_LEAST: str(LEAST_SECONDS)}
 
 
 def _machine() -> str:

@@ -53,6 +53,8 @@ def render(
     template that cannot be used.
     """
     system, turns = split_turns(messages)
+    if not turns:
+        raise InputError(f"{len(messages)} messages hold no question; expected one of the user's")
     if turns[-1]["role"] != "user":
         raise InputError(f"the last of {len(messages)} messages is the {turns[-1]['role']}'s; expected the user's")
     layout = Layout(tokenizer, "\n\n".join(p for p in (policy, *system) if p), turns, memory)
@@ -77,7 +79,8 @@ def render(
 def split_turns(messages: Sequence[Message]) -> tuple[list[str], list[dict[str, str]]]:
     """Returns the leading system texts and the turns; neighbours of one role are joined into one turn.
 
-    Raises `InputError` naming the first message that is out of place.
+    Either may speak first, and there may be no turn at all. Raises `InputError` naming the first message that is out of
+    place.
     """
     system: list[str] = []
     turns: list[dict[str, str]] = []
@@ -95,9 +98,6 @@ def split_turns(messages: Sequence[Message]) -> tuple[list[str], list[dict[str, 
             turns[-1]["content"] += "\n\n" + content
         else:
             turns.append({"role": role, "content": content})
-    if not turns or turns[0]["role"] != "user":
-        first = turns[0]["role"] if turns else "none"
-        raise InputError(f"the first turn is the {first}'s; expected the user's")
     return system, turns
 
 

@@ -71,7 +71,10 @@ class Layout:
 
     def _render(self, turns: list[Turn], system: str, memory: Sequence[str] = (), header: bool = False) -> str:
         if self._folded:
-            turns = [turns[0] | {"content": f"{system}\n\n{turns[0]['content']}"}, *turns[1:]]
+            at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+            if at is not None:
+                folded = turns[at] | {"content": f"{system}\n\n{turns[at]['content']}"}
+                turns = [*turns[:at], folded, *turns[at + 1 :]]
         elif system:
             turns = [_system(system), *turns]
         try:

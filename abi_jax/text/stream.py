@@ -1,5 +1,6 @@
 """Text as it is generated: whole characters only, stop strings never shown."""
 
+import codecs
 from collections.abc import Sequence
 
 from abi_jax.text.tokenizer import Tokenizer
@@ -9,6 +10,7 @@ UNFINISHED = "\ufffd"
 PATIENCE = 16
 # The longest UTF-8 character has four bytes, so at most three may still be waiting for their last.
 LONGEST_PARTIAL = 3
+_UTF8 = codecs.getincrementaldecoder("utf-8")
 
 
 class TextStream:
@@ -21,7 +23,9 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         """`stop` strings end the text wherever they begin; empty ones are ignored."""
         self._tokenizer = tokenizer
-        self._stop = tuple(s for s in stop if s)
+        self._spoken = tokenizer.spoken
+        self._bytes = _UTF8("replace")
+        self.stops = tuple(s for s in stop if s)
         self._ids: list[int] = []  # a window: `_context` ids already shown, then the pending ones
         self._context = 0
         self._shown = 0  # characters of the window's text that have left the decoder
@@ -31,7 +35,12 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Takes one id and returns the text that is now certain, often empty. After a stop: always empty."""
-        if self.stopped or token in self._tokenizer.special_ids:
+        if self.stopped:
+            return ""
+        if self._spoken is not None:
+            piece = self._bytes.decode(self._spoken[token])
+            return self._release(piece) if self.stops else piece
+        if token in self._tokenizer.special_ids:
             return ""
         self._ids.append(int(token))
         return self._release(self._advance())
@@ -41,7 +50,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._tokenizer.decode(self._ids)[self._shown :] if self._ids else ""
-        piece = self._release(text)
+        piece = self._release(text + self._bytes.decode(b"", True))
         rest = "" if self.stopped else self._held
         self._ids, self._context, self._shown, self._held = [], 0, 0, ""
         return piece + rest
@@ -79,12 +88,12 @@ class TextStream:
         """Adds `text` to what is held and returns what can no longer become a stop string."""
         self._held += text
         # The stop string that is complete first wins, so that the split into tokens cannot matter.
-        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at + len(s), at, s) for s in self.stops if (at := self._held.find(s)) >= 0]
         if found:
             _, at, self.stop = min(found)
             piece, self._held, self.stopped = self._held[:at], "", True
             return piece
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        keep = max((_overlap(self._held, s) for s in self.stops), default=0)
         cut = len(self._held) - keep
         piece, self._held = self._held[:cut], self._held[cut:]
         return piece
@@ -92,4 +101,6 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
+    if stop[0] not in text[1 - len(stop) :]:  # of most texts that is all there is to find out
+        return 0
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

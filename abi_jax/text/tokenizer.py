@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from abi_jax.errors import InputError
+from abi_jax.text.byte_level import Spoken, is_byte_level
 from abi_jax.text.template import PLAIN_TEMPLATE, ChatTemplate, TemplateRefusal
 
 # Everything a Hugging Face folder may hold that bears on its tokenizer.
@@ -127,6 +128,11 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which `decode` skips."""
         return frozenset(i for i, t in self.backend.get_added_tokens_decoder().items() if t.special)
+
+    @cached_property
+    def spoken(self) -> Spoken | None:
+        """The bytes that each id adds to a decoded text; None where that depends on the ids beside it."""
+        return Spoken(self.backend, self.special_ids) if is_byte_level(self.backend) else None
 
     @cached_property
     def control(self) -> re.Pattern[str]:

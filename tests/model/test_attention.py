@@ -14,7 +14,7 @@ from abi_jax.errors import InputError
 from abi_jax.model import attention, attention_flash
 from abi_jax.model.attention import attend, reference, refusal
 from abi_jax.model.attention_flash import cudnn, fold, tpu
-from abi_jax.model.attention_terms import Bias, Past, Scoring, Sight
+from abi_jax.model.attention_terms import Bias, PagedPast, Past, Scoring, Sight
 from abi_jax.model.attention_xla import xla
 from abi_jax.text.roles import NUM_ROLES, Role
 
@@ -149,6 +149,37 @@ def test_xla_against_a_cache_is_the_reference(options: dict[str, Any], T: int) -
     for backend in (reference, xla):
         out = backend(new(q, 1), new(k, 2), new(v, 2), own, whole.scoring, bias, past)
         np.testing.assert_allclose(out, new(expected, 1), rtol=1e-5, atol=1e-5)
+    out = attend(new(q, 1), new(k, 2), new(v, 2), own, whole.scoring, bias, in_pages(past, starts))
+    np.testing.assert_allclose(out, new(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+def in_pages(past: Past, lengths: np.ndarray, size: int = 8) -> PagedPast:
+    """The same past in pages of `size` tokens, which lie anywhere; what is beyond a row's length is noise."""
+    batch, total = past.k.shape[0], past.k.shape[2]
+    table = 1 + np.random.default_rng(0).permutation(batch * total // size).reshape(batch, -1)
+
+    def pool(x: jax.Array | None, axis: int) -> Any:
+        if x is None:
+            return None
+        rows = np.moveaxis(np.array(x), axis, 1)
+        rows[np.arange(total) >= lengths[:, None]] = 9
+        pages = np.full((table.size + 1, size, *rows.shape[2:]), 9, rows.dtype)
+        pages[table] = rows.reshape(batch, -1, size, *rows.shape[2:])
+        return jnp.asarray(np.moveaxis(pages, 1, axis))
+
+    roles = None if past.sight.k_roles is None else jnp.clip(pool(past.sight.k_roles, 1), 0, 5)
+    sight = past.sight
+    return PagedPast(
+        pool(past.k, 2),
+        pool(past.v, 2),
+        jnp.asarray(table, jnp.int32),
+        jnp.asarray(lengths, jnp.int32),
+        sight.q_positions,
+        sight.q_segments,
+        roles,
+        sight.readable,
+        pool(past.features, 2),
+    )
 
 
 def test_bfloat16_stays_near_the_reference() -> None:

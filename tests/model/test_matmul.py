@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, combine, expand, project
+from abi_jax.model.matmul import FEW_ROWS, SINGLE_ROWS, combine, dot, expand, project
 from abi_jax.sharding import MeshConfig, make_mesh
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -27,6 +27,18 @@ def test_project_is_a_product_with_the_transpose(rows: int, size_in: int, size_o
 @pytest.mark.parametrize("rows", [1, SINGLE_ROWS, SINGLE_ROWS + 8, FEW_ROWS + 8])
 def test_expand_and_combine_are_products(product: Product, rows: int) -> None:
     check(product, lambda x, up: x @ up, (rows, 8), (8, 40))
+
+
+@pytest.mark.parametrize("rows", [3, 8, 13, 20])
+def test_where_a_row_stands_changes_no_bit_of_it(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    kernel, vector = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((96, 64), (64,)))
+    products = (jax.jit(lambda x: project(x, kernel)), jax.jit(lambda x: dot(x * x, vector, "highest")))
+    for _ in range(8):
+        x = jnp.asarray(np.repeat(rng.normal(size=(1, 1, 64)), rows, axis=0), jnp.float32)
+        for product in products:
+            found = np.asarray(product(x))
+            assert np.array_equal(found, np.broadcast_to(found[:1], found.shape))
 
 
 def test_the_gradient_of_combine_leaves_a_sharded_result_where_it_is() -> None:

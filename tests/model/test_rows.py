@@ -16,6 +16,8 @@ from abi_jax.sharding.mesh import MeshConfig, make_mesh
 from abi_jax.sharding.rules import AxisRules
 from tests.model.cases import KEY, PERSONAS, base, trained
 
+pytestmark = pytest.mark.optimized  # bits are those that users get
+
 
 def leaves(tree: Tree) -> list:
     return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Weight))

@@ -28,6 +28,12 @@ def test_a_place_in_the_cache_folder(tmp_path: Path) -> None:
     assert Path(elsewhere["JAX_COMPILATION_CACHE_DIR"]).is_relative_to(tmp_path / "xdg")
 
 
+def test_programs_that_compile_in_less_than_a_second_are_kept_too(tmp_path: Path) -> None:
+    least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    assert float(compile_cache({"HOME": str(tmp_path)})[least]) < 0.5
+    assert least not in compile_cache({"HOME": str(tmp_path), least: "3"})
+
+
 def test_what_the_environment_decides_stays(tmp_path: Path) -> None:
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"):
         assert compile_cache({"HOME": str(tmp_path), name: ""}) == {}

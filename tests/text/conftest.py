@@ -19,6 +19,7 @@ STYLES: dict[str, tuple[str | None, str, list[str], list[str]]] = {
     "gemma": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"], ["<end_of_turn>"]),
     "llama2": ("<s>", "</s>", [], []),
     "mistral": ("<s>", "</s>", ["[INST]", "[/INST]"], []),
+    "no_system": (None, "<|im_end|>", ["<|im_start|>"], []),
     "plain": (None, "<|endoftext|>", [], []),
 }
 TEXT = "the quick brown fox jumps over the lazy dog; She said: hello, world! 1234 user assistant system model"

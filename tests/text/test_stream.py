@@ -1,6 +1,7 @@
 """Streams: whole characters, nothing lost, nothing after a stop string."""
 
 import pytest
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,18 @@ def test_a_beginning_of_a_stop_string_is_held_until_it_is_certain(own: Tokenizer
     got = [stream.push(i) for i in byte_ids(own, b"xSTxSTOPy")]
     assert got == ["x", "", "", "STx", "", "", "", "", ""]
     assert stream.stopped and stream.stop == "STOP" and stream.flush() == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 340), max_size=60))
+def test_tokens_that_were_added_as_text_are_text(own: Tokenizer, ids: list[int]) -> None:
+    """Those of a byte-level tokenizer's own characters, of others, and of both."""
+    backend = tokenizers.Tokenizer.from_str(own.backend.to_str())
+    backend.add_tokens(["<mark>", "\u0120x", "\u4f60", "a\u4f60\u0120", "\u00e9"])
+    backend.add_special_tokens(["<control>"])
+    made = Tokenizer({"tokenizer.json": backend.to_str().encode()})
+    assert made.vocab_size > own.vocab_size + 4
+    assert "".join(pieces(made, ids)) == made.decode(ids)
 
 
 def test_control_tokens_are_not_text(own: Tokenizer) -> None:
