@@ -6,7 +6,15 @@ from abi_jax.wdbx.crypto.master import KeyService
 from abi_jax.wdbx.crypto.master import new_master as new_key
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.database import open_store as open
-from abi_jax.wdbx.errors import DamagedError, FencedError, LockedError, NoKeyError, ProofError, WdbxError
+from abi_jax.wdbx.errors import (
+    DamagedError,
+    FencedError,
+    LockedError,
+    NoCollectionError,
+    NoKeyError,
+    ProofError,
+    WdbxError,
+)
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.proof.check import Proven, check_proof
@@ -29,6 +37,7 @@ __all__ = [
     "Hit",
     "KeyService",
     "LockedError",
+    "NoCollectionError",
     "NoKeyError",
     "Proof",
     "ProofError",

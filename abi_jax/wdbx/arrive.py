@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.contents import Arrival, Contents
 from abi_jax.wdbx.digest import bound_root
 from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.in_force import put_in_force
 from abi_jax.wdbx.load import step_name
-from abi_jax.wdbx.log.commit import Commits, Draft
-from abi_jax.wdbx.log.record import Kind
-from abi_jax.wdbx.manifest import Sealed, SegmentEntry, manifest_hash, manifest_name
+from abi_jax.wdbx.log.commit import Commits
+from abi_jax.wdbx.manifest import Sealed, SegmentEntry
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.segment_digest import rows_root, segment_content
 from abi_jax.wdbx.spec import CollectionSpec
-from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE
@@ -44,16 +42,14 @@ def write_rows(storage: Storage, number: int, spec: CollectionSpec, arrays: Mapp
     with ThreadPoolExecutor(1, thread_name_prefix="wdbx-digests") as pool:
         early = pool.submit(rows_root, Segment(number, spec, 0, arrays)) if plain else None
         files = _save(storage, number, arrays, spec)
-    stored = storage.load(step_name(number))
+    stored = storage.load(step_name(number), files)
     segment = Segment(number, spec, 0, stored)
     return Written(segment, stored, rows_root(segment) if early is None else early.result(), files)
 
 
 def _save(storage: Storage, number: int, arrays: Mapping[str, np.ndarray], spec: CollectionSpec) -> dict[str, str]:
-    name = step_name(number)
     more = {} if storage.ring is None else codes_to_store(spec, arrays)
-    storage.save(name, {**arrays, **more}, spec.tenant)
-    return file_hashes(storage, name)
+    return storage.save(step_name(number), {**arrays, **more}, spec.tenant)
 
 
 def shared_rows(of: Segment, with_: Segment) -> np.ndarray:
@@ -116,29 +112,18 @@ def _commit(
     assert before.manifest is not None
     version = commits.position.version + 1
     entries = {}
-    for step in steps:
-        content = bound_root(step.root, len(step.segment), version).hex()
-        entries[step.segment.number] = SegmentEntry(
-            number, len(step.segment), version, version, content, step.files, deaths=0
-        )
+    segments = tuple(Segment(step.segment.number, collection.spec, version, step.arrays) for step in steps)
+    for step, segment in zip(steps, segments, strict=True):
+        content = bound_root(step.root, len(segment), version).hex()
+        entry = SegmentEntry(number, len(segment), version, version, content, step.files, deaths=0)
+        entries[segment.number] = entry.of_columns(len(segment.stored_spec.schema), len(collection.spec.schema))
     if husk is not None:
         dead = sum(map(len, deaths.values()))
         entries[husk[0]] = SegmentEntry(number, 0, version, version, segment_content(None).hex(), husk[1], dead)
-    manifest = replace(
-        before.manifest,
-        previous=(before.manifest.version, before.digest.hex()),
-        segments={**before.manifest.segments, **entries},
-    )
-    data = manifest.encode(storage.ring)
-    made = Sealed(manifest, manifest_hash(data))
-    storage.put(manifest_name(manifest.version, made.digest), data)
-    segments = tuple(Segment(step.segment.number, collection.spec, version, step.arrays) for step in steps)
-    contents.arrivals[version] = Arrival(segments, deaths)
-    said = {"version": manifest.version, "hash": made.digest.hex(), "why": "import"}
+    manifest = replace(before.manifest, segments={**before.manifest.segments, **entries})
     rows = sum(map(len, segments))
-    with commits.must_finish("an import"):
-        try:
-            commits.commit(Draft(Kind.SEAL, number, rows, canonical(said)))
-        finally:
-            contents.arrivals.pop(version, None)
-        in_force(made)
+    contents.arrivals[version] = Arrival(segments, deaths)
+    try:
+        put_in_force(storage, commits, manifest, before, "import", in_force, collection=number, rows=rows)
+    finally:
+        contents.arrivals.pop(version, None)

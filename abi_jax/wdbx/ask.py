@@ -27,6 +27,9 @@ class Words:
     fusion: Fusion = Fusion()
 
 
+PLAIN = Words()
+
+
 def ask(
     view: View,
     encoder: Encoder | None,

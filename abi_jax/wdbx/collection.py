@@ -1,5 +1,6 @@
 """A collection of an open store: what is written to it, read and searched by name."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -10,11 +11,21 @@ from typing import TYPE_CHECKING, Any
 from abi_jax.errors import InputError
 from abi_jax.lineage_digest import canonical
 from abi_jax.lineage_receipt import Receipt
-from abi_jax.wdbx.ask import Words, ask
+from abi_jax.wdbx.ask import PLAIN, Words, ask
 from abi_jax.wdbx.encoder import Encoder, encode
+from abi_jax.wdbx.errors import ColumnsChangedError, WdbxError
 from abi_jax.wdbx.log.record import Kind
 from abi_jax.wdbx.proof.form import Proof
-from abi_jax.wdbx.rows import Rows, encode_ids, encode_rows, make_ids, make_rows, unique_ids, with_documents
+from abi_jax.wdbx.rows import (
+    Rows,
+    encode_ids,
+    encode_rows,
+    make_ids,
+    make_rows,
+    unique_ids,
+    with_columns_of,
+    with_documents,
+)
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec
 from abi_jax.wdbx.text.bm25 import Bm25
 from abi_jax.wdbx.text.fusion import Fusion
@@ -38,8 +49,15 @@ class CollectionHandle:
         self._database = database
         self._number = number
         self._mesh: MeshSearch | None = None
-        self.spec = spec
+        self._spec = spec
         self.encoder = encoder
+
+    @property
+    def spec(self) -> CollectionSpec:
+        """What the collection is, with the columns that it has now."""
+        with contextlib.suppress(WdbxError):  # it is closed
+            self._spec = self._database.spec(self._number) or self._spec
+        return self._spec
 
     @property
     def name(self) -> str:
@@ -82,8 +100,11 @@ class CollectionHandle:
         rows = self.make_rows(ids, vectors, metadata, documents)
         if not len(rows):
             return self._database.version
-        payload = encode_rows(self.spec, rows)
-        return self._database.commit(Kind.UPSERT, self._number, len(rows), payload)[0]
+        while True:
+            spec = self.spec
+            payload, columns = encode_rows(spec, with_columns_of(spec, rows)), len(spec.schema)
+            with contextlib.suppress(ColumnsChangedError):
+                return self._database.commit(Kind.UPSERT, self._number, len(rows), payload, columns=columns)[0]
 
     def make_rows(
         self,
@@ -150,6 +171,14 @@ class CollectionHandle:
         """The ids of all rows, or of those that pass a filter, ascending."""
         return self.view(at).ids(where)
 
+    def add_columns(self, schema: Mapping[str, Any]) -> int:
+        """More fields of metadata, behind those that there are; the version from which on they are there.
+
+        schema: types by field, as `create_collection` takes them. Rows that are there have no value in them, at any
+        version. It waits where rows are being sealed. Raises `InputError` where a field is there already.
+        """
+        return self._database.add_columns(self._number, schema)
+
     def set(self, retention: float | None) -> int:
         """Settings that stay with the collection; the version that they are in force from.
 
@@ -192,7 +221,8 @@ class CollectionHandle:
         """
         view = self.view(at).with_recall(recall)
         view = view.telling() if explain else view
-        words = Words(fields, bm25 or Bm25(), fusion or Fusion())
+        plain = fields is None and bm25 is None and fusion is None
+        words = PLAIN if plain else Words(fields, bm25 or Bm25(), fusion or Fusion())
         answer = ask(view, self.encoder, vectors, text, top_k, where, mode, words)
         return (answer, view.said()) if explain else answer
 

@@ -1,7 +1,7 @@
 """What a store holds at its last version, in memory. Every record changes it, just written or read."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,14 @@ class Contents:
         there = (each for each in list(self.collections.values()) if each.number not in self.left_out)
         return {each.spec.name: each for each in there if not each.dropped}
 
+    def dropped(self, number: int) -> bool:
+        """Whether a collection was."""
+        return number in self.collections and self.collections[number].dropped > 0
+
+    def columns(self, number: int) -> int | None:
+        """How many columns a collection has; None where there is none."""
+        return len(self.collections[number].spec.schema) if number in self.collections else None
+
     def apply(self, record: Record) -> Any:
         """Does what a record says. Returns the number of rows that an upsert replaced or a delete found."""
         head = record.head
@@ -110,6 +118,8 @@ class Contents:
         elif head.kind is Kind.ERASE:
             for number in self._said(record)["collections"]:
                 self._erase(number, head.version)
+        elif head.kind is Kind.COLUMNS:
+            self._add_columns(head, self._said(record)["columns"])
         elif head.kind is Kind.SETTINGS:
             self._collection(head).retention = self._said(record).get("retention")
         self._go_on(head)
@@ -145,6 +155,15 @@ class Contents:
         if found is None:
             raise DamagedError(f"version {head.version} changes collection {head.collection}, which was never created")
         return found
+
+    def _add_columns(self, head: Head, added: list[list[str]]) -> None:
+        """Rows that are there have no values in them. What others read stays as it was."""
+        collection = self._collection(head)
+        spec = collection.spec
+        spec = replace(spec, schema=(*spec.schema, *((name, kind) for name, kind in added)))
+        segments = tuple(each.with_columns(spec) for each in collection.segments)
+        collection.rows = RowSet(segments, collection.tail.with_columns(spec))
+        collection.spec = spec
 
     def _take_in(self, head: Head, said: dict[str, Any]) -> int:
         """Rows of an import, which a manifest has; how many rows they replaced that only the log has."""

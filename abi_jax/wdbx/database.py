@@ -19,7 +19,7 @@ from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.signatures import signing_key
 from abi_jax.wdbx.encoder import Encoder, dimension
 from abi_jax.wdbx.erase import erase_tenant, ring_of
-from abi_jax.wdbx.errors import DamagedError
+from abi_jax.wdbx.errors import DamagedError, NoCollectionError
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.given import check_codes
 from abi_jax.wdbx.history import read_history
@@ -31,11 +31,10 @@ from abi_jax.wdbx.proof.form import Proof
 from abi_jax.wdbx.proof.make import prove
 from abi_jax.wdbx.receipt import make_receipt
 from abi_jax.wdbx.snapshot import Snapshot
-from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text, make_spec
+from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text, make_spec, with_columns
 from abi_jax.wdbx.stats import Stats, measure
 from abi_jax.wdbx.storage.base import Storage
-from abi_jax.wdbx.storage.local import LocalStorage
-from abi_jax.wdbx.storage.place import folder_of, open_storage
+from abi_jax.wdbx.storage.place import open_storage, place_of
 from abi_jax.wdbx.store import RETENTION, Store
 from abi_jax.wdbx.transfer.backup import Copied, copy_store
 from abi_jax.wdbx.verify import verify
@@ -118,13 +117,30 @@ class Database(Store):
         with self._sealing, self._changing:
             return erase_tenant(ring_of(self.storage), self._contents, commits, self._seals, tenant)
 
+    def add_columns(self, number: int, schema: Mapping[str, Any]) -> int:
+        """Gives collection `number` more columns; see `CollectionHandle.add_columns`."""
+        commits = self._writing()
+        with self._sealing, commits.paused():
+            before = self._contents.collections[number].spec
+            after = with_columns(before, schema)
+            added = [list(each) for each in after.schema[len(before.schema) :]]
+            return self.commit(Kind.COLUMNS, number, 0, canonical({"columns": added}))[0]
+
+    def spec(self, number: int) -> CollectionSpec | None:
+        """What collection `number` is at the last version; None where nobody can tell any more, or yet."""
+        found = self._contents.collections.get(number)
+        return found.spec if found is not None and found.spec.known else None
+
     def drop_collection(self, name: str) -> None:
         """Takes a collection away; versions in which it was there can be read as long as they are kept."""
         with self._changing:
             self.commit(Kind.DROP, self._named(name).number, 0, b"")
 
     def collection(self, name: str, encoder: Encoder | None = None) -> CollectionHandle:
-        """The collection of that name. encoder: makes vectors of texts for it from now on."""
+        """The collection of that name. encoder: makes vectors of texts for it from now on.
+
+        Raises `NoCollectionError` where there is none.
+        """
         found = self._named(name)
         return self._handle(found.number, found.spec, encoder)
 
@@ -143,7 +159,9 @@ class Database(Store):
             if name not in found and self._contents.collections[number].spec.name == name:
                 raise DamagedError(f"collection {name!r} is left out: {why}")
         if name not in found:
-            raise InputError(f"there is no collection {name!r} in {self.storage}; it has {', '.join(found) or 'none'}")
+            error = NoCollectionError(f"there is no collection {name!r}")
+            error.add_note(f"{self.storage} has {', '.join(found) or 'none'}")
+            raise error
         return found[name]
 
     def view(self, number: int, at: At = None) -> View:
@@ -166,7 +184,7 @@ class Database(Store):
         view: View | None = rows.views.get(made_for)
         if view is None:
             rows.views.clear()
-            view = View(collection.spec, version, rows.segments, rows.tail, *made_for[1:], self.products)
+            view = View(rows.tail.spec, version, rows.segments, rows.tail, *made_for[1:], self.products)
             rows.views[made_for] = view
         return view
 
@@ -215,6 +233,17 @@ class Database(Store):
                         f"expected {each.horizon} or later"
                     )
             self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": found}))
+
+    def untag(self, name: str) -> int:
+        """Takes a tag away; what it alone kept goes when a segment is written anew. Returns the version that does.
+
+        Raises `InputError` where there is no such tag.
+        """
+        with self._writing().paused():
+            if name not in self._contents.tags:
+                there = ", ".join(sorted(self._contents.tags)) or "none"
+                raise InputError(f"there is no tag {name!r} in {self.storage}; it has {there}")
+            return self.commit(Kind.TAG, 0, 0, canonical({"name": name, "version": None}))[0]
 
     def log(self) -> Iterator[dict[str, Any]]:
         """All versions, newest first: number, time, kind, collection, rows, link; `parents` of one that has any."""
@@ -278,15 +307,12 @@ class Database(Store):
         return self.commit(Kind.PARENTS, 0, 0, payload)[0]
 
     def backup(self, path: str | Path, version: At = None, progress: bool = False) -> Copied:
-        """Copies the store, up to a version that is not sealed yet or the last, to a folder; see `copy_store`.
+        """Copies the store, up to a version that is not sealed yet or the last, to a path or URL; see `copy_store`.
 
-        Commits go on meanwhile. Where the folder holds an older backup, only what is new is copied. The backup is a
-        store: it can be opened, verified, and restored with `wdbx.restore`. progress: a bar on standard error.
+        Commits go on meanwhile. Where there is an older backup, only what is new is copied. The backup is a store: it
+        can be opened, verified, and restored with `wdbx.restore`. progress: a bar on standard error.
         """
-        if not isinstance(self.storage, LocalStorage):
-            raise InputError(
-                f"{self.storage} is no folder of this machine, and a backup copies files: export collections instead"
-            )
+        there = place_of(path)
         for attempt in range(1, ATTEMPTS + 1):
             with (
                 self._sealing,
@@ -294,7 +320,7 @@ class Database(Store):
                 tqdm(unit="B", unit_scale=True, disable=not progress, desc="backup") as bar,
             ):
                 try:
-                    return copy_store(self.storage, LocalStorage(folder_of(path)), pinned.version, bar.update)
+                    return copy_store(self.storage, there, pinned.version, bar.update)
                 except InputError:
                     if self.mode != "r" or attempt == ATTEMPTS or self.refresh() == pinned.version:
                         raise  # else its log was sealed by another process
@@ -338,7 +364,8 @@ def open_store(
     of large segments, in the background, and stores them for queries with a recall below 1. damaged: "ignore", with
     mode "r", opens what is whole of a damaged store, up to the first version that is damaged, without segments that
     are; `Database.left_out` tells them. It reads every file first. codes: "pq", queries with a recall below 1 look at
-    product codes of large segments on this host, an eighth of the memory of "int8"; see docs/architecture.md, "Search".
+    product codes of large segments, a sixth to an eighth of the memory of "int8", here or on the devices of a mesh; see
+    docs/architecture.md, "Search".
 
     Raises `NoKeyError` where a key is missing or not the store's; then nothing has changed.
     """

@@ -193,11 +193,21 @@ def tree_levels(digests: np.ndarray) -> list[np.ndarray]:
     """All levels of the tree over digests uint8 `[n, 32]`, from the leaves to the root, which stands alone."""
     levels = [digests]
     while len(levels[-1]) > 1:
-        data = np.ascontiguousarray(levels[-1]).reshape(-1).data
-        size = FANOUT * HASH
-        made = b"".join([sha256("wdbx node", data[a : a + size]) for a in range(0, len(data), size)])
-        levels.append(np.frombuffer(made, np.uint8).reshape(-1, HASH))
+        whole = len(levels[-1]) // FANOUT
+        made = _nodes(levels[-1][: whole * FANOUT].reshape(whole, FANOUT * HASH))
+        if rest := levels[-1][whole * FANOUT :].tobytes():
+            made = np.concatenate([made, np.frombuffer(sha256("wdbx node", rest), np.uint8)[None]])
+        levels.append(made)
     return levels
+
+
+def _nodes(blocks: np.ndarray) -> np.ndarray:
+    """The digests of nodes over digests uint8 `[n, 64 * 32]`."""
+    if len(blocks) * FANOUT >= FEW_ROWS and (many := _many()) is not None:
+        domain = np.frombuffer(b"abi-jax/wdbx node\0", np.uint8)
+        return many([np.broadcast_to(domain, (len(blocks), len(domain))), blocks], [], len(blocks))
+    made = b"".join([sha256("wdbx node", each.data) for each in blocks])
+    return np.frombuffer(made, np.uint8).reshape(-1, HASH)
 
 
 def tree_root(digests: np.ndarray, first: int) -> bytes:

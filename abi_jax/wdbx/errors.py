@@ -4,9 +4,22 @@ import errno
 
 from abi_jax.errors import InputError
 
+LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # descriptors, memory: what says nothing of a file
+
 
 class WdbxError(InputError):
     """A store cannot do what it was asked; the message says why, and nothing has changed."""
+
+
+class NoCollectionError(WdbxError):
+    """A store has no collection of that name, or no more.
+
+    Those that it has are a note of the exception, since whoever its message is told may not know of them.
+    """
+
+
+class ColumnsChangedError(WdbxError):
+    """A collection has other columns by now than rows that were to be written; they are written with those."""
 
 
 class LockedError(WdbxError):

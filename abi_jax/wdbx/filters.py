@@ -16,7 +16,7 @@ row without a value passes no comparison but those that say "not". A time is a `
 """
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.given import as_time
 from abi_jax.wdbx.spec import CollectionSpec
 
 COMPARE: Mapping[str, Callable[..., Any]] = {
@@ -37,6 +38,7 @@ DENIED: Mapping[str, str] = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$con
 ORDERED = ("$gt", "$gte", "$lt", "$lte")
 OPERATORS = ("$eq", "$ne", *ORDERED, "$in", "$nin", "$contains", "$not_contains", "$regex", "$not_regex", "$exists")
 JOINED = ("$and", "$or", "$not")
+ONE_ROW = pa.table({"": pa.nulls(1)}).select([])  # of a collection without fields
 Filter = Callable[[pa.Table], np.ndarray]
 
 
@@ -45,6 +47,15 @@ def make_filter(spec: CollectionSpec, where: Mapping[str, Any]) -> Filter:
     if not isinstance(where, Mapping):
         raise InputError(f'filter {where!r}: expected a mapping, such as {{"year": {{"$gte": 2020}}}}')
     return _all([_clause(spec, key, value) for key, value in where.items()])
+
+
+def key_of(where: Any) -> str:
+    """Says what a filter is: of two that let other rows pass, never the same."""
+    if isinstance(where, Mapping):
+        return "{" + ", ".join(f"{key!r}: {key_of(value)}" for key, value in where.items()) + "}"
+    if isinstance(where, list | tuple | set | frozenset):
+        return "[" + ", ".join(map(key_of, where)) + "]"
+    return repr(where)
 
 
 def _clause(spec: CollectionSpec, key: Any, value: Any) -> Filter:
@@ -152,18 +163,11 @@ def _value(field: str, kind: pa.DataType, value: Any) -> Any:
         if of_kind(kind) and not fit:
             raise InputError(wrong)
     try:
-        made = _time(value) if pa.types.is_timestamp(kind) else value
+        made = as_time(value) if pa.types.is_timestamp(kind) else value
         pa.scalar(made, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError):
         raise InputError(wrong) from None
     return made
-
-
-def _time(value: date | str) -> datetime:
-    made = datetime.fromisoformat(value) if isinstance(value, str) else value
-    if not isinstance(made, datetime):
-        made = datetime(made.year, made.month, made.day)
-    return made if made.tzinfo else made.replace(tzinfo=UTC)
 
 
 def _mask(table: pa.Table, passed: pa.ChunkedArray) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Numbers as people give them: Python's or NumPy's, and nothing that only looks like one."""
+"""Numbers and times as people give them: Python's or NumPy's, and nothing that only looks like one."""
 
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,14 @@ from abi_jax.errors import InputError
 def whole(value: Any) -> int | None:
     """A whole number as an int; None for anything else, and for True and False."""
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+
+
+def as_time(value: date | str) -> datetime:
+    """A time, UTC where it has no zone, of a `datetime`, a `date` or ISO 8601. Raises `ValueError` for another text."""
+    made = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(made, datetime):
+        made = datetime(made.year, made.month, made.day)
+    return made if made.tzinfo else made.replace(tzinfo=UTC)
 
 
 def check_top_k(top_k: Any) -> int:

@@ -1,8 +1,8 @@
 """From rows that a search found to what is told of them: ids in order, metadata, texts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,7 @@ from abi_jax.wdbx.search.found import Found
 from abi_jax.wdbx.spec import DOCUMENT
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """What a query found.
 
     score: cosine or inner product, best when high, or squared distance, best when low; by words BM25, by both the sum
@@ -24,8 +23,7 @@ class Hit:
     document: str | None = None
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """The best rows of each query with their ids, `[B, W]`, int64 or text; of equal scores, the lower id first."""
 
     ids: np.ndarray
@@ -39,10 +37,14 @@ OfRows = Callable[[int, np.ndarray], Any]  # of a part and of rows in it, one th
 
 def named(found: Found, ids: OfRows, text: bool, top_k: int) -> Named:
     """The `top_k` best of each query, with their ids."""
-    names = np.zeros(found.rows.shape, object if text else np.int64)
-    _fill(names, found, ids)
-    if found.tied.any():
+    names = found.ids
+    if names is None:
+        names = np.zeros(found.rows.shape, object if text else np.int64)
+        _fill(names, found, ids)
+    if True in found.tied.tolist():
         _order_ties(found, names)
+    if names.shape[1] <= top_k:
+        return Named(names, found.rows, found.scores, found.counts)
     counts = np.minimum(found.counts, top_k)
     return Named(names[:, :top_k], found.rows[:, :top_k], found.scores[:, :top_k], counts)
 
@@ -64,19 +66,17 @@ def _order_ties(found: Found, names: np.ndarray) -> None:
     names[queries], found.rows[queries] = (np.take_along_axis(each, order, axis=1) for each in (mine, rows))
 
 
-def hits(found: Found, ids: OfRows, text: bool, metadata: OfRows, top_k: int) -> list[list[Hit]]:
-    """The `top_k` best of each query, as they are told. metadata: dictionaries."""
+def hits(found: Found, ids: OfRows, text: bool, metadata: OfRows | None, top_k: int) -> list[list[Hit]]:
+    """The `top_k` best of each query, as they are told. metadata: dictionaries, if rows have any."""
     best = named(found, ids, text, top_k)
+    every = zip(best.ids.tolist(), best.scores.tolist(), best.counts.tolist(), strict=True)
+    if metadata is None:
+        return [[Hit(id_, score, {}) for id_, score in zip(a[:n], b[:n], strict=True)] for a, b, n in every]
     about = np.empty(best.rows.shape, object)
     _fill(about, replace(found, rows=best.rows, counts=best.counts), metadata)
     return [
-        [
-            Hit(id_, score, each, each.pop(DOCUMENT, None))
-            for id_, score, each in zip(
-                best.ids[i, :count].tolist(), best.scores[i, :count].tolist(), about[i, :count].tolist(), strict=True
-            )
-        ]
-        for i, count in enumerate(best.counts.tolist())
+        [Hit(id_, score, each, each.pop(DOCUMENT, None)) for id_, score, each in zip(a[:n], b[:n], c[:n], strict=True)]
+        for (a, b, n), c in zip(every, about.tolist(), strict=True)
     ]
 
 
@@ -90,7 +90,7 @@ def _fill(made: np.ndarray, found: Found, of_rows: OfRows) -> None:
     else:
         flat = np.empty(len(rows), made.dtype)
         parts = np.searchsorted(found.bases, rows, "right") - 1
-        for part in np.unique(parts).tolist():
+        for part in set(parts.tolist()):
             at = parts == part
             flat[at] = _column(of_rows(part, rows[at] - found.bases[part]), made.dtype)
     made[there] = flat.reshape(found.rows.shape) if all_there else flat

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import takewhile
 from typing import Protocol
 
@@ -34,30 +35,30 @@ class IntIds:
     """Ids that are whole numbers: int64 `[n]`, ascending."""
 
     def __init__(self, values: np.ndarray) -> None:
-        self._values = values
+        self.values = values
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The ids of rows."""
-        return np.asarray(self._values[rows])
+        return np.asarray(self.values[rows])
 
     def column(self, start: int, stop: int) -> np.ndarray:
         """The ids of rows `start` to `stop`."""
-        return np.asarray(self._values[start:stop])
+        return np.asarray(self.values[start:stop])
 
     def find(self, ids: Sequence[str] | pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id; -1 where it is not there."""
         wanted = np.asarray(ids, np.int64)
-        rows = np.searchsorted(self._values, wanted, "right").astype(np.int64) - 1
+        rows = np.searchsorted(self.values, wanted, "right").astype(np.int64) - 1
         there = rows >= 0
-        there[there] = self._values[rows[there]] == wanted[there]
+        there[there] = self.values[rows[there]] == wanted[there]
         return np.where(there, rows, -1)
 
     def run(self, id_: str | int) -> range:
         """All rows of an id."""
-        return range(int(np.searchsorted(self._values, id_)), int(np.searchsorted(self._values, id_, "right")))
+        return range(int(np.searchsorted(self.values, id_)), int(np.searchsorted(self.values, id_, "right")))
 
 
 class TextIds:
@@ -72,8 +73,12 @@ class TextIds:
         self._bytes = np.ascontiguousarray(data)
         self._data = self._bytes.data
         self._prefix = _shared(self._at(0), self._at(len(ends) - 1)) if len(ends) else b""
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else np.zeros(0, np.int64)
-        self._words = _words(self._bytes, starts + len(self._prefix), ends)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        """What decides between ids, ascending, uint64 `[n]`."""
+        ends = self._ends.astype(np.int64)
+        return _words(self._bytes, np.concatenate([[0], ends])[:-1] + len(self._prefix), ends)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -99,25 +104,37 @@ class TextIds:
     def find(self, ids: Sequence[str] | pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id; -1 where it is not there."""
         texts = text_column(ids)
+        if not len(self) or not len(texts):
+            return np.full(len(texts), -1)
         ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
         data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
         starts, ends = ends[:-1], ends[1:]
-        skip = len(self._prefix)
-        inside = ends - starts >= skip
-        for at, byte in enumerate(self._prefix):
-            inside[inside] = data[starts[inside] + at] == byte
-        words = _words(data, starts + skip, ends)
+        inside = self._with_prefix(data, starts, ends)
+        words = _words(data, starts + len(self._prefix), ends)
         low = np.searchsorted(self._words, words)
-        high = np.searchsorted(self._words, words, "right")
-        rows = np.where(inside & (high == low + 1), low, -1)
+        at, last = np.minimum(low, len(self) - 1), len(self) - 1
+        there = inside & (self._words[at] == words)
+        several = there & (at < last) & (self._words[np.minimum(at + 1, last)] == words)
+        rows = np.where(there & ~several, low, -1)
         found = np.flatnonzero(rows >= 0)
         rows[found[~self._equal(rows[found], data, starts[found], ends[found])]] = -1
-        for i in np.flatnonzero(inside & (high > low + 1)).tolist():
+        several = np.flatnonzero(several)
+        high = np.searchsorted(self._words, words[several], "right")
+        for i, end in zip(several.tolist(), high.tolist(), strict=True):
             each = data[starts[i] : ends[i]].tobytes()
-            row = bisect_right(self, each, int(low[i]), int(high[i])) - 1
+            row = bisect_right(self, each, int(low[i]), end) - 1
             if row >= low[i] and self._at(row) == each:
                 rows[i] = row
         return rows
+
+    def _with_prefix(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Whether texts of `data` begin as all ids do, bool `[n]`."""
+        inside = ends - starts >= len(self._prefix)
+        for at in range(0, len(self._prefix), WORD):
+            part = self._prefix[at : at + WORD]
+            word = np.uint64(int.from_bytes(part.ljust(WORD, b"\0"), "big"))
+            inside &= _words(data, starts + at, np.minimum(starts + at + len(part), ends)) == word
+        return inside
 
     def _equal(self, rows: np.ndarray, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Whether rows are texts of `data` with which they share prefix and word, bool `[n]`."""
@@ -138,12 +155,18 @@ class TextIds:
 
 
 def _words(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Eight bytes from `starts` on as one number, uint64 `[n]`; zeros stand behind `ends`."""
-    made = np.zeros(len(starts), np.uint64)
-    for byte in range(WORD if len(data) else 0):
-        at = starts + byte
-        value = np.where(at < ends, data[np.minimum(at, len(data) - 1)], 0)
-        made = (made << np.uint64(8)) | value.astype(np.uint64)
+    """Eight bytes from `starts` on as one number, uint64 `[n]`; zeros stand behind `ends`. Both are int64."""
+    if len(data) < WORD:
+        data = np.concatenate([data, np.zeros(WORD - len(data), np.uint8)])
+    last = len(data) - WORD
+    every = np.ndarray(last + 1, ">u8", data, strides=(1,))  # the number at each byte
+    made = every[np.minimum(starts, last)].astype(np.uint64)
+    if len(starts) and starts.max() > last:
+        made <<= (8 * np.clip(starts - last, 0, WORD - 1)).astype(np.uint64)
+    sizes = ends - starts
+    if len(starts) and sizes.min() < WORD:
+        behind = (8 * (WORD - np.clip(sizes, 1, WORD))).astype(np.uint64)
+        made = np.where(sizes > 0, made >> behind << behind, 0)
     return made
 
 

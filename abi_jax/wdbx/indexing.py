@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.contents import Contents
-from abi_jax.wdbx.log.commit import Commits, Draft
-from abi_jax.wdbx.log.record import Kind
-from abi_jax.wdbx.manifest import IndexEntry, Manifest, Sealed, manifest_hash, manifest_name
+from abi_jax.wdbx.in_force import put_in_force
+from abi_jax.wdbx.log.commit import Commits
+from abi_jax.wdbx.manifest import IndexEntry, Manifest, Sealed
 from abi_jax.wdbx.search.engine import compiled
 from abi_jax.wdbx.segment import Segment
-from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_lists import FOLDER, StoredLists, index_name, lists_to_store, products_to_store
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.ivf import Lists
+    from abi_jax.wdbx.search.mesh import MeshSearch
     from abi_jax.wdbx.search.products import ProductIndex
 
 
@@ -37,6 +37,18 @@ def lacking(contents: Contents, number: int | None = None, products: bool = Fals
 def _stored(segment: Segment, products: bool) -> bool:
     stored = segment.stored_lists
     return stored is not None and (stored.products if products else stored.lists) is not None
+
+
+def made_lists(segment: Segment, products: bool, mesh: "MeshSearch | None") -> "Lists | ProductIndex | None":
+    """Lists of a segment, and product codes where these are wanted; None where they could not be made.
+
+    mesh: makes lists, where it does and need not be asked by several processes.
+    """
+    if products:
+        return segment.make_products()
+    if mesh is None or not mesh.makes_lists or not mesh.wants_lists(segment.spec.metric, segment.vectors):
+        return segment.make_lists()
+    return segment.make_lists(partial(mesh.make_lists, segment.spec, segment, segment.spec.metric))
 
 
 def store_lists(
@@ -60,18 +72,14 @@ def store_lists(
         return False
     number = max([storage.next_step(), *(int(name) + 1 for name in storage.names(FOLDER))])
     name = index_name(number)
-    storage.save(name, _arrays(lists), segment.spec.tenant)
-    entry = IndexEntry(segment.number, file_hashes(storage, name))
+    entry = IndexEntry(segment.number, storage.save(name, _arrays(lists), segment.spec.tenant))
     others = {n: each for n, each in manifest.indexes.items() if each.segment != segment.number}
-    manifest = replace(manifest, previous=(manifest.version, before.digest.hex()), indexes={**others, number: entry})
-    data = manifest.encode(storage.ring)
-    made = Sealed(manifest, manifest_hash(data))
-    storage.put(manifest_name(manifest.version, made.digest), data)
-    with commits.paused(), commits.must_finish("indexing"):
-        said = {"version": manifest.version, "hash": made.digest.hex(), "why": "index"}
-        commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))
-        in_force(made)
+    manifest = replace(manifest, indexes={**others, number: entry})
+
+    def then() -> None:
         segment.stored_lists = StoredLists(storage, number, entry.files, segment.spec.metric, len(segment))
+
+    put_in_force(storage, commits, manifest, before, "index", in_force, then)
     return True
 
 

@@ -1,7 +1,7 @@
 """Reading a store from its files: the newest manifest in force, then every log behind it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import sleep
 from typing import Any
@@ -13,6 +13,7 @@ from abi_jax.wdbx.contents import Collection, Contents, RowSet
 from abi_jax.wdbx.crypto.keyring import Keyring
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import open_record
+from abi_jax.wdbx.crypto.seal_codes import wrong_codes
 from abi_jax.wdbx.errors import DamagedError, NoKeyError, WdbxError
 from abi_jax.wdbx.findings import Finding
 from abi_jax.wdbx.log.file import LogHead, Scan, parse_log_head, scan
@@ -20,6 +21,7 @@ from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.log.record import Kind, Record
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, check_format, manifest_hash, manifest_name, parse_manifest
 from abi_jax.wdbx.segment import Segment
+from abi_jax.wdbx.signed import signed_logs
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_lists import StoredLists
 from abi_jax.wdbx.tail import Tail
@@ -63,8 +65,12 @@ def load(storage: Storage, before: Loaded | None = None) -> Loaded:
 
     before: what was read last; segments that are there still are not opened again.
     """
-    store = read_store(storage)
-    made = build(storage, store, read_logs(storage, store), before)
+    about = read_about(storage)
+    store, since = bytes.fromhex(about["store"]), None if before is None else before.contents.link
+    logs = signed_logs(storage, read_logs(storage, store), about["public_keys"], since)
+    made = build(storage, store, logs, before)
+    for version, wrong in wrong_sealings(storage, logs, made.manifest):
+        raise DamagedError(f"{storage}: version {version} {wrong}; see abi wdbx verify")
     witness = storage.read(HEAD_FILE)
     if witness is not None:
         said = read_witness(f"{storage}/{HEAD_FILE}", witness)
@@ -145,6 +151,19 @@ def open_ring(storage: Storage, key: KeySource | None) -> None:
         raise NoKeyError(f"{storage}: {error}") from None
 
 
+def wrong_sealings(storage: Storage, logs: Logs, manifest: Manifest | None) -> Iterator[tuple[int, str]]:
+    """Versions that say what is sealed and that nobody with the data keys wrote so, and why; none without these.
+
+    manifest: the one in force, as it was opened with the keys.
+    """
+    if storage.ring is None or manifest is None:
+        return
+    if manifest.keyed is not None and logs.sealing is None:
+        yield manifest.version, "is sealed, but the version that did so is in no log"
+    for record, wrong in wrong_codes(storage.ring, logs.linked, manifest.keyed):
+        yield record.head.version, wrong
+
+
 def erased_keys(ring: Keyring | None, records: list[Record]) -> frozenset[int]:
     """Numbers of the data keys that records say are erased."""
     found: set[int] = set()
@@ -222,7 +241,7 @@ def open_sealed(
             continue
         there = known.get(number) if rows else None
         same = there is not None and there[0] == step
-        arrays = there[1].arrays if there is not None and same else storage.load(step_name(number))
+        arrays = there[1].arrays if there is not None and same else storage.load(step_name(number), step.files)
         wanted = [name for name, count in (("deaths", step.deaths), ("vectors", rows)) if count]
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"{storage}/{step_name(number)} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -232,7 +251,7 @@ def open_sealed(
             deaths.append(told)
         if rows:
             if there is not None and same:
-                segment = there[1].without_deaths()
+                segment = there[1].without_deaths().with_columns(collection.spec)
             else:
                 segment = Segment(number, collection.spec, step.first, arrays)
             collection.rows = RowSet((*collection.segments, segment), collection.tail)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from abi_jax.lineage_digest import HASH, canonical, sha256
@@ -42,7 +42,7 @@ class SegmentEntry:
     """What a manifest says of a step. first, last: the versions of births and deaths in it.
 
     content: the root over its rows; files: SHA-256 of every file of the step, by its path. deaths: how many deaths of
-    rows it tells.
+    rows it tells. columns: how many of its collection's its rows have, the first ones; None for all.
     """
 
     collection: int
@@ -52,6 +52,19 @@ class SegmentEntry:
     content: str
     files: Mapping[str, str]
     deaths: int = 0
+    columns: int | None = None
+
+    def said(self) -> dict[str, Any]:
+        """What the file says; columns where some are lacking."""
+        return {name: value for name, value in asdict(self).items() if name != "columns" or value is not None}
+
+    def of_columns(self, columns: int, now: int) -> "SegmentEntry":
+        """The same in a manifest whose collection has `now` columns; in the one it is from it had `columns`."""
+        return replace(self, columns=columns) if self.columns is None and columns != now else self
+
+    def spec(self, of: CollectionSpec) -> CollectionSpec:
+        """The collection with the columns that the rows have."""
+        return of if self.columns is None else replace(of, schema=of.schema[: self.columns])
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class Manifest:
     """Everything up to `version`. `previous`: version and hash of the manifest before, None for the first.
 
     parents: what versions said of models that the store stands on. indexes: what was made of segments, and can be made
-    again.
+    again. keyed: of an encrypted store, the version from which on records of sealings have codes (`seal_codes.py`);
+    None for one that was sealed before there were any.
     """
 
     store: str
@@ -90,18 +104,21 @@ class Manifest:
     tags: Mapping[str, int] = field(default_factory=dict)
     parents: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     indexes: Mapping[int, IndexEntry] = field(default_factory=dict)
+    keyed: int | None = None
 
     def encode(self, ring: Keyring | None) -> bytes:
         """The bytes of the file; with data keys, what it says in words is sealed."""
         said = asdict(self) | {
             "format_version": FORMAT_VERSION,
             "collections": {str(number): each.said() for number, each in self.collections.items()},
-            "segments": {str(number): asdict(each) for number, each in self.segments.items()},
+            "segments": {str(number): each.said() for number, each in self.segments.items()},
             "parents": {str(version): list(each) for version, each in self.parents.items()},
             "indexes": {str(number): asdict(each) for number, each in self.indexes.items()},
         }
         if not self.indexes:  # as manifests were before there were any
             del said["indexes"]
+        if self.keyed is None:
+            del said["keyed"]
         return canonical(said if ring is None else hide(ring, said)) + b"\n"
 
 
@@ -164,6 +181,7 @@ def parse_manifest(
             said["tags"],
             {int(version): links for version, links in said["parents"].items()},
             {int(n): IndexEntry(**e) for n, e in said.get("indexes", {}).items()},
+            said.get("keyed"),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         if isinstance(error, WdbxError):

@@ -15,6 +15,7 @@ from abi_jax.wdbx.tail import Tail
 LARGEST = 256 << 20  # bytes of vectors in a segment that is made
 LARGEST_METADATA = 512 << 20  # bytes of metadata in one: Arrow's texts end at 2 GiB in a column
 GROWTH = 2  # a segment is merged when it is at most so many times as large as what it is merged with
+MANY = 8  # segments of about one size: so many are merged, though nothing new is merged with them
 DEAD = 0.3  # a segment is written anew when so much of it can no longer be read
 
 
@@ -142,7 +143,29 @@ def _choose(spec: CollectionSpec, segments: Sequence[Segment], sizes: Mapping[in
             break
         chosen.append(each)
         size = more
-    return chosen
+    return chosen + _alike(spec, [each for each in segments if each not in chosen])
+
+
+def crowded(spec: CollectionSpec, segments: Sequence[Segment]) -> bool:
+    """Whether segments are so many of about one size, as many imports leave them, that some are worth to be merged."""
+    return bool(_alike(spec, segments))
+
+
+def _alike(spec: CollectionSpec, segments: Sequence[Segment]) -> list[Segment]:
+    """The smallest `MANY` segments, or more, of which each is not much larger than those before it are together."""
+    run, size = list[Segment](), _Size(0, 0)
+    for each in sorted(segments, key=len):
+        whole = _Size(len(each), each.metadata_bytes)  # though some of it may be dead: then it is merged sooner
+        more = size + whole
+        if not more.fits(spec):
+            break
+        if whole.rows > GROWTH * size.rows:
+            if len(run) >= MANY:
+                break
+            run, more = [], whole
+        run.append(each)
+        size = more
+    return run if len(run) >= MANY else []
 
 
 def _cut(spec: CollectionSpec, tail: Tail) -> list[tuple[int, int, int]]:

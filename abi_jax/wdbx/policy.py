@@ -31,7 +31,20 @@ ACTIONS: Mapping[str, Role] = MappingProxyType(
     dict.fromkeys(("get", "query", "count", "export", "log", "at", "prove", "stats"), Role.READER)
     | dict.fromkeys(("upsert", "delete", "import", "tag"), Role.WRITER)
     | dict.fromkeys(
-        ("create", "drop", "settings", "seal", "compact", "verify", "backup", "restore", "rotate", "erase", "grant"),
+        (
+            "create",
+            "drop",
+            "columns",
+            "settings",
+            "seal",
+            "compact",
+            "verify",
+            "backup",
+            "restore",
+            "rotate",
+            "erase",
+            "grant",
+        ),
         Role.ADMIN,
     )
 )

@@ -1,18 +1,19 @@
 """Rows on their way in: checked, of the collection's types, and as the payload of a record."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.given import whole
+from abi_jax.wdbx.given import as_time, whole
 from abi_jax.wdbx.spec import DOCUMENT, CollectionSpec, check_text
 
 LARGEST = 1e15  # of a vector's numbers: their squares are added in float32
-MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
+MISFITS = (ValueError, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 Ids = np.ndarray | list[str]  # int64 [n], or texts
 
 
@@ -101,8 +102,12 @@ def make_vectors(spec: CollectionSpec, vectors: Any, what: str = "vector", first
     if given.dtype.kind not in "fiuV" or (given.dtype.kind == "V" and given.dtype.name != "bfloat16"):
         raise InputError(f"{many} have dtype {given.dtype}; expected numbers")
     if given.dtype == np.float32 == spec.numpy_dtype:
-        energy = np.einsum("nd,nd->n", given, given)
-        if ((energy > 0) & (energy <= LARGEST**2)).all():
+        if len(given) == 1:  # a query: what takes an array no time takes a number less
+            fits = 0 < given[0].dot(given[0]) <= LARGEST**2
+        else:
+            energy = np.einsum("nd,nd->n", given, given)
+            fits = bool(((energy > 0) & (energy <= LARGEST**2)).all())
+        if fits:
             return np.ascontiguousarray(given)
     with np.errstate(over="ignore"):
         wide = given.astype(np.float32, copy=False)
@@ -182,13 +187,10 @@ def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:
         return pa.nulls(count, field.type)
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
+    if isinstance(values, np.ndarray) and values.dtype.kind != "M":  # of times, each may be a number
+        values = values if _as_stored(values, field.type) else values.tolist()
     try:
-        if isinstance(values, pa.Array):
-            made = values if values.type == field.type else values.cast(field.type)
-        else:
-            made = pa.array(values, field.type)
+        made = _typed(values, field.type)
     except MISFITS as error:
         at, value = _misfit(values, field.type)
         raise InputError(
@@ -201,14 +203,84 @@ def _column(field: pa.Field, values: Any, count: int, first: int) -> pa.Array:
     return made
 
 
+def _typed(values: Any, kind: pa.DataType) -> pa.Array:
+    """Values as a column of a type, which Arrow alone would make of numbers where it is a time."""
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("D", "s", "ms", "us", "ns"):
+            values = values.astype("M8[s]")  # Arrow knows no others
+        values = pa.array(values)
+    elif not isinstance(values, pa.Array | list | tuple):  # such as pandas has, with values that are none
+        values = pa.array(values, from_pandas=True)
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        if values.type == kind:
+            return values
+        if not _of_kind(values.type, kind):
+            raise pa.ArrowTypeError(f"they are of type {values.type}")
+        return values.cast(kind)
+    there = set(map(type, values))  # of some that differ, Arrow takes these for a type that all can be made
+    wrong: list[type] = []
+    if pa.types.is_timestamp(kind):
+        wrong = [each for each in there if issubclass(each, int | float | np.number)]
+        values = [as_time(each) if isinstance(each, str) or type(each) is date else each for each in values]
+    elif not pa.types.is_boolean(kind):
+        wrong = [each for each in there if issubclass(each, bool | np.bool_)]
+    given = wrong[0].__name__ if wrong else pa.infer_type(values)
+    if wrong or not _of_kind(given, kind):
+        raise pa.ArrowTypeError(f"it is of type {given}")
+    return pa.array(values, kind, from_pandas=pa.types.is_timestamp(kind))  # whose NaT is among times
+
+
+def _of_kind(given: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether values of a type are of a column's kind: of another width or unit they may be, as long as they fit."""
+    types = pa.types
+    if types.is_null(given):
+        return True
+    if types.is_dictionary(given):
+        return _of_kind(given.value_type, kind)
+    if types.is_list(kind):
+        listed = types.is_list(given) or types.is_large_list(given) or types.is_fixed_size_list(given)
+        return listed and _of_kind(given.value_type, kind.value_type)
+    if types.is_int64(kind) or types.is_float64(kind):
+        return types.is_integer(given) or types.is_floating(given) or types.is_decimal(given)
+    kinds: list[tuple[Callable[[pa.DataType], bool], ...]] = [
+        (types.is_timestamp, types.is_date),
+        (types.is_string, types.is_large_string, types.is_string_view),
+        (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view),
+        (types.is_boolean,),
+    ]
+    return any(each[0](kind) and any(fits(given) for fits in each) for each in kinds)
+
+
+def _as_stored(values: np.ndarray, kind: pa.DataType) -> bool:
+    """Whether Arrow makes of an array what it makes of its values one by one, and without looking at them so."""
+    same = {pa.int64(): np.int64, pa.float64(): np.float64, pa.bool_(): np.bool_}
+    return type(values) is np.ndarray and values.ndim == 1 and values.dtype == same.get(kind)
+
+
 def _misfit(values: Any, kind: pa.DataType) -> tuple[int, Any]:
     given = values.to_pylist() if isinstance(values, pa.Array) else list(values)
     for at, value in enumerate(given):
         try:
-            pa.array([value], kind)
+            _typed([value], kind)
         except MISFITS:
             return at, value
     return 0, given[0] if given else None
+
+
+def widened(metadata: pa.Table, schema: pa.Schema, count: int) -> pa.Table:
+    """Metadata of `count` rows, with the columns of `schema` that they do not have: null."""
+    there = metadata.schema.names
+    columns = [metadata[each.name] if each.name in there else pa.nulls(count, each.type) for each in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def with_columns_of(spec: CollectionSpec, rows: Rows) -> Rows:
+    """The same rows of a collection that has got columns since they were made."""
+    if rows.metadata.num_columns == len(spec.schema):
+        return rows
+    metadata = pa.table(rows.metadata) if rows.metadata.num_columns else pa.table({})
+    (batch,) = widened(metadata, spec.arrow_schema, len(rows)).to_batches()
+    return replace(rows, metadata=batch)
 
 
 def encode_rows(spec: CollectionSpec, rows: Rows) -> bytes:

@@ -5,24 +5,23 @@ rows that are being sealed are carried over when the new segment takes their pla
 much can no longer be read, are merged with the tail on the way: there is no other compaction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.contents import Collection, Contents, RowSet
 from abi_jax.wdbx.history import add_history
+from abi_jax.wdbx.in_force import put_in_force
 from abi_jax.wdbx.load import step_name
-from abi_jax.wdbx.log.commit import Commits, Draft, Position
+from abi_jax.wdbx.log.commit import Commits, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import Head, Kind
-from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry, manifest_hash, manifest_name
-from abi_jax.wdbx.merge import Merged, Part, Source, kept, merge, parts
+from abi_jax.wdbx.manifest import CollectionEntry, Manifest, Sealed, SegmentEntry
+from abi_jax.wdbx.merge import Merged, Part, Source, crowded, kept, merge, parts
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.segment_digest import segment_content
-from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.stored_codes import codes_to_store
 from abi_jax.wdbx.tail import ALIVE, Tail
@@ -85,25 +84,20 @@ def seal(
     in_force: Callable[[Sealed], None],
     everything: bool = False,
 ) -> None:
-    """Seals all up to the version of now, if anything is new.
+    """Seals all up to the version of now, if anything is new, or there are many segments to be merged.
 
     horizon: the first version of a collection that must stay readable; called while commits pause. in_force: told
     what is in force, as soon as it is. everything: makes one segment of each collection. Raises what the storage
     raises; then nothing has changed but that a log file may have been begun.
     """
     with commits.paused():
-        if not (everything or is_new(contents, before)):
+        if not (everything or is_new(contents, before) or is_crowded(contents)):
             return
         plan = _plan(contents, commits.position, horizon, everything)
         _roll(storage, store, commits, before)
     manifest, steps = _write(storage, store, plan, before)
-    data = manifest.encode(storage.ring)
-    made = Sealed(manifest, manifest_hash(data))
-    storage.put(manifest_name(manifest.version, made.digest), data)
-    with commits.paused(), commits.must_finish("sealing"):
-        said = {"version": manifest.version, "hash": made.digest.hex(), "why": "compact" if everything else "seal"}
-        commits.commit(Draft(Kind.SEAL, 0, 0, canonical(said)))
-        in_force(made)
+
+    def then() -> None:
         for step in steps:
             _swap(step)
         for number, entry in plan.collections.items():
@@ -111,11 +105,19 @@ def seal(
                 _let_go(contents.collections[number], entry.horizon)
         contents.heads = [head for head in contents.heads if head.version > manifest.version]
 
+    put_in_force(storage, commits, manifest, before, "compact" if everything else "seal", in_force, then)
+
 
 def is_new(contents: Contents, before: Sealed) -> bool:
     """Whether anything happened since the last sealing but that sealing."""
     sealed = 0 if before.manifest is None else before.manifest.version
     return any(head.kind is not Kind.SEAL for head in contents.heads if head.version > sealed)
+
+
+def is_crowded(contents: Contents) -> bool:
+    """Whether a collection has many segments of about one size, which sealing merges though nothing is new."""
+    collections = [each for each in list(contents.collections.values()) if not each.dropped]
+    return any(crowded(each.spec, each.segments) for each in collections)
 
 
 def _plan(contents: Contents, at: Position, horizon: Callable[[Collection], int], everything: bool) -> _Plan:
@@ -168,9 +170,9 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
     gone = {each.number for share in plan.shares for each in share.merged}.union(*husks.values())
     there = {number for number, entry in plan.collections.items() if not entry.gone}
     segments = {
-        number: entry
+        number: entry.of_columns(_columns(old.collections, entry), _columns(plan.collections, entry))
         for number, entry in (old.segments.items() if old else ())
-        if number not in gone and entry.collection in there
+        if old is not None and number not in gone and entry.collection in there
     }
     indexes = {number: entry for number, entry in (old.indexes.items() if old else ()) if entry.segment in segments}
     manifest = Manifest(
@@ -178,15 +180,18 @@ def _write(storage: Storage, store: bytes, plan: _Plan, before: Sealed) -> tuple
         plan.at.version,
         plan.at.time,
         plan.at.link.hex(),
-        (old.version, before.digest.hex()) if old else None,
-        plan.collections,
-        segments | {step.number: step.entry for step in steps},
-        history,
-        plan.tags,
-        plan.parents,
-        indexes,
+        collections=plan.collections,
+        segments=segments | {step.number: step.entry for step in steps},
+        history=history,
+        tags=plan.tags,
+        parents=plan.parents,
+        indexes=indexes,
     )
     return manifest, steps
+
+
+def _columns(collections: Mapping[int, CollectionEntry], step: SegmentEntry) -> int:
+    return len(collections[step.collection].spec.schema)
 
 
 def _husks(old: Manifest | None, number: int, shares: list[_Share]) -> list[int]:
@@ -210,12 +215,11 @@ def _write_step(storage: Storage, number: int, share: _Share, version: int, agai
     deaths = _deaths(number, share, sources, merged, version, again)
     if len(deaths):
         arrays["deaths"] = deaths
-    name = step_name(number)
+    name, files = step_name(number), {}
     if arrays:
         more = {} if storage.ring is None else codes_to_store(spec, arrays)
-        storage.save(name, arrays | more, spec.tenant)
-    files = file_hashes(storage, name)
-    segment = Segment(number, spec, merged.first, storage.load(name)) if merged else None
+        files = storage.save(name, arrays | more, spec.tenant)
+    segment = Segment(number, spec, merged.first, storage.load(name, files)) if merged else None
     if segment is not None:
         for field in dict.fromkeys(field for each in sources for field in each.of.worded):
             segment.postings(field)  # found out here, in the background, and not by the next question

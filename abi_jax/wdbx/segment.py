@@ -1,8 +1,10 @@
 """Sealed rows: immutable arrays, sorted by id, and the versions at which rows of them died since."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,6 +14,7 @@ from abi_jax.wdbx.crypto.pages import SealedArrays
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.filters import Filter
 from abi_jax.wdbx.ids import IdColumn, IntIds, TextIds, order_of_ids, text_arrays, text_column
+from abi_jax.wdbx.rows import widened
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.stored_codes import stored_codes
@@ -21,7 +24,7 @@ from abi_jax.wdbx.text.postings import Postings, make_postings
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
-    from abi_jax.wdbx.search.index import Index, IndexMaker, ProductMaker
+    from abi_jax.wdbx.search.index import Index, IndexMaker, ListsMaker, ProductMaker
     from abi_jax.wdbx.search.ivf import Lists
     from abi_jax.wdbx.search.products import ProductIndex
 
@@ -43,6 +46,7 @@ class Segment:
         self._died: np.ndarray | None = None
         self._codes: Codes | None = None
         self._index: IndexMaker | None = None
+        self._listing: ListsMaker | None = None
         self._making_products: ProductMaker | None = None
         self._products: ProductIndex | None = None
         self.stored_lists: StoredLists | None = None  # lists that the manifest names
@@ -51,6 +55,7 @@ class Segment:
         self._alive: tuple[int, np.ndarray] | None = None  # at the last version, after so many deaths
         self._postings: dict[str, Postings] = {}
         self._passed: dict[str, np.ndarray] = {}
+        self._passing = Lock()  # of what forgets and remembers filters
         wanted = ("ids",) if spec.ids == "int" else ("id_ends", "id_bytes")
         if missing := [name for name in wanted if name not in arrays]:
             raise DamagedError(f"segment {number} has no array {', '.join(missing)}; see abi wdbx verify")
@@ -143,6 +148,8 @@ class Segment:
         index = self._index
         if index is not None and index.made is not None:
             return index.made.lists
+        if self._listing is not None and self._listing.made is not None:
+            return self._listing.made
         if self._products is not None:
             return self._products.lists
         return self.stored_lists.lists if self.worth_lists and self.stored_lists is not None else None
@@ -155,6 +162,17 @@ class Segment:
             return None
         self._index = maker = self._index or IndexMaker(self.spec.metric, self.vectors)
         return maker.made or maker.ask(lambda: self.codes, self.lists(), wait)
+
+    def lists_by(self, make: Callable[[np.ndarray], "Lists"], wait: bool = False) -> "Lists | None":
+        """Lists that are there; else they are begun, where rows are enough, or waited for. make: of the vectors."""
+        from abi_jax.wdbx.search.index import ListsMaker
+
+        if not self.worth_lists:
+            return None
+        if (found := self.lists()) is not None:
+            return found
+        self._listing = maker = self._listing or ListsMaker(self.spec.metric, self.vectors)
+        return maker.ask(make, wait)
 
     def products(self, make: bool = True, wait: bool = False) -> "ProductIndex | None":
         """Lists and product codes, if they are made or stored; else they are begun, where rows are enough, or awaited.
@@ -181,23 +199,56 @@ class Segment:
         with behind_searches():
             return self.products(wait=True)
 
-    def make_lists(self) -> "Lists | None":
-        """Lists, made behind all searches; None where another thread was to make them, and could not."""
+    def make_lists(self, make: Callable[[np.ndarray], "Lists"] | None = None) -> "Lists | None":
+        """Lists, made behind all searches; None where another thread was to make them, and could not.
+
+        make: of the vectors, where it is not this host that makes them.
+        """
         from abi_jax.wdbx.search.index import make_index
         from abi_jax.wdbx.search.threads import behind_searches
 
+        if self._listing is not None and self._listing.made is not None:
+            return self._listing.made
+        if make is not None:
+            return self.lists_by(make, wait=True)
         if self._index is not None:
             made = self._index.made or self._index.ask(lambda: self.codes, None, wait=True)
             return None if made is None else made.lists
         with behind_searches():
             return make_index(self.spec.metric, np.asarray(self.vectors), self._codes or self._code()).lists
 
+    def with_columns(self, spec: CollectionSpec) -> "Segment":
+        """The same rows, of a collection that has got columns: they have no values in them."""
+        made = copy(self)
+        made.spec = spec
+        made.__dict__.pop("metadata", None)
+        made.__dict__.pop("stored_spec", None)
+        made._postings, made._passed = dict(self._postings), {}
+        return made
+
     @cached_property
     def metadata(self) -> pa.Table:
-        """Metadata of the rows, in their order."""
+        """Metadata of the rows, in their order; null in columns that the collection got later."""
+        stored = self.stored_metadata
+        if len(stored.schema) == len(self.spec.schema):
+            return stored
+        return widened(stored, self.spec.arrow_schema, len(self))
+
+    @cached_property
+    def stored_metadata(self) -> pa.Table:
+        """Metadata of the rows in the columns that there were when they were written."""
         if "metadata" not in self._arrays:
-            return self.spec.arrow_schema.empty_table()
+            return pa.table({})
         return pa.ipc.open_file(pa.py_buffer(self._arrays["metadata"])).read_all()
+
+    @cached_property
+    def stored_spec(self) -> CollectionSpec:
+        """The collection as it was when the rows were written: what of it their digests are over."""
+        names = self.stored_metadata.schema.names
+        known = self.spec.schema[: len(names)]
+        if names != [name for name, _ in known]:
+            raise DamagedError(f"segment {self.number} has columns {names}; expected those of its collection")
+        return replace(self.spec, schema=known)
 
     @property
     def metadata_bytes(self) -> int:
@@ -218,9 +269,10 @@ class Segment:
         found = self._passed.get(key)
         if found is None:
             found = filter_(self.metadata)
-            while len(self._passed) >= FILTERS_KEPT:
-                self._passed.pop(next(iter(self._passed)), None)
-            self._passed[key] = found
+            with self._passing:
+                while len(self._passed) >= FILTERS_KEPT:
+                    del self._passed[next(iter(self._passed))]
+                self._passed[key] = found
         return found
 
     @property
@@ -281,10 +333,12 @@ def segment_arrays(
     vectors: np.ndarray,
     born: np.ndarray,
     metadata: pa.Table,
+    room: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
     """The arrays of a step, the order that its rows were brought into, and the version that `born` counts from.
 
-    Rows are sorted by id, and by birth where an id is there more than once.
+    Rows are sorted by id, and by birth where an id is there more than once. room: as many vectors or more, of what has
+    been written; vectors that are brought into another order are put there.
     """
     column = np.asarray(ids, np.int64) if spec.ids == "int" else text_column(ids)
     order = order_of_ids(column, born)
@@ -295,7 +349,10 @@ def segment_arrays(
         ends, data = text_arrays(column if sorted_already else column.take(pa.array(order)))
         arrays = {"id_ends": ends, "id_bytes": data}
     first = int(born.min())
-    arrays["vectors"] = np.ascontiguousarray(vectors if sorted_already else vectors[order])
+    if not sorted_already:
+        room = np.empty_like(vectors) if room is None else room[: len(vectors)]
+        vectors = np.take(vectors, order, axis=0, out=room, mode="clip")  # "raise" has a copy made first
+    arrays["vectors"] = np.ascontiguousarray(vectors)
     if (born != first).any():
         arrays["born"] = (born[order] - first).astype(np.uint32)
     if spec.schema:

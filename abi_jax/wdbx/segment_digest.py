@@ -35,7 +35,7 @@ def segment_messages(segment: Segment, start: int, stop: int) -> Messages:
     """What is hashed of rows `start` to `stop` of a segment."""
     stop = min(stop, len(segment))
     since = segment.born[start:stop] - segment.first
-    metadata = segment.metadata.slice(start, stop - start)
+    metadata = segment.stored_metadata.slice(start, stop - start)
     vectors = np.asarray(segment.vectors[start:stop])
     salts = None if segment.salts is None else segment.salts[start:stop]
-    return row_messages(segment.spec, segment.ids.column(start, stop), since, vectors, metadata, salts)
+    return row_messages(segment.stored_spec, segment.ids.column(start, stop), since, vectors, metadata, salts)

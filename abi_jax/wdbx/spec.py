@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -43,7 +43,7 @@ TYPES: Mapping[str, pa.DataType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class CollectionSpec:
-    """A collection as it was created.
+    """A collection as it was created, and with the columns that it got since.
 
     dtype: of what is stored. ids: "str" or "int". schema: metadata fields and their types, names of `TYPES`, in the
     order of their columns. encoder: what its users make vectors of texts with, a name or a path; empty: nothing known.
@@ -115,6 +115,17 @@ def make_spec(
         raise InputError(f"the encoder's name {encoder!r}: expected a text")
     check_text(encoder, f"the encoder's name {encoder!r}")
     return CollectionSpec(name, dim, metric, _dtype_name(dtype), ids, fields, encoder, tenant)
+
+
+def with_columns(spec: CollectionSpec, schema: Any) -> CollectionSpec:
+    """The collection with more columns behind its own. Raises `InputError` with the field that it cannot have."""
+    if not isinstance(schema, Mapping) or not schema:
+        raise InputError(f"columns {schema!r}: expected types by field, such as {{'year': int}}")
+    fields = [(_field_name(field), _field_type(field, kind)) for field, kind in schema.items()]
+    for field, _ in fields:
+        if field in dict(spec.schema):
+            raise InputError(f"collection {spec.name} has a field {field!r} already; expected a new one")
+    return replace(spec, schema=(*spec.schema, *fields))
 
 
 def check_text(text: str, what: str) -> None:

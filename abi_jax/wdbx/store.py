@@ -17,17 +17,17 @@ from abi_jax.wdbx.create import create_store, refuse_other_folder
 from abi_jax.wdbx.crypto.master import KeySource, read_master
 from abi_jax.wdbx.crypto.records import RecordSeals
 from abi_jax.wdbx.crypto.signatures import check_signer
-from abi_jax.wdbx.errors import FencedError, WdbxError
+from abi_jax.wdbx.errors import FencedError, NoCollectionError, WdbxError
 from abi_jax.wdbx.fence import Fence
 from abi_jax.wdbx.history import history_head
-from abi_jax.wdbx.indexing import lacking, store_lists
+from abi_jax.wdbx.indexing import lacking, made_lists, store_lists
 from abi_jax.wdbx.load import STORE_FILE, Loaded, load, open_ring, read_about
 from abi_jax.wdbx.log.commit import Commits, Draft, Position
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead
 from abi_jax.wdbx.log.record import EMPTY, Head, Kind
 from abi_jax.wdbx.manifest import Sealed
 from abi_jax.wdbx.pins import EVERYTHING, Pin, held, hold
-from abi_jax.wdbx.seal import is_new, seal
+from abi_jax.wdbx.seal import is_crowded, is_new, seal
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.storage.base import Held, Storage, WriterLock
 from abi_jax.wdbx.transfer.importing import Steps, stream
@@ -45,6 +45,7 @@ class Store:
     """A store that is open, for writing (`mode="a"`, one at a time) or for reading (`mode="r"`, any number)."""
 
     products = False  # whether lists have product codes, too
+    mesh: Any = None  # what searches, and makes lists, where that is not this host
 
     def __init__(
         self,
@@ -185,10 +186,8 @@ class Store:
         if self.storage.ring is not None:
             self.storage.ring.lease = fence.check
 
-        def dropped(number: int) -> bool:
-            return number in contents.collections and contents.collections[number].dropped > 0
-
-        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, f"log/{head.name}", dropped)
+        name, now = f"log/{head.name}", (contents.dropped, contents.columns)
+        self._seals = RecordSeals(loaded.store, self.storage.ring, self._signer, name, *now)
         self._commits = Commits(log, LOG_HEAD.size, position, contents.apply, fence.check, self._seals)
         self._witness(closed=False)
 
@@ -213,15 +212,24 @@ class Store:
         return self._lock is not None and not self._lock.own
 
     def commit(
-        self, kind: Kind, collection: int, rows: int, payload: bytes, tenant: str | None = None
+        self,
+        kind: Kind,
+        collection: int,
+        rows: int,
+        payload: bytes,
+        tenant: str | None = None,
+        columns: int | None = None,
     ) -> tuple[int, Any]:
-        """Writes a version. Returns its number, and what applying it returned. tenant: the collection's."""
+        """Writes a version. Returns its number, and what applying it returned. tenant: the collection's.
+
+        columns: of rows, how many they have. Raises `ColumnsChangedError` where the collection has others by now.
+        """
         if tenant is None:
             there = self._contents.collections.get(collection)
             tenant = there.spec.tenant if there else ""
             if there and there.dropped and not there.erased:
-                raise WdbxError(f"collection {there.spec.name!r} was dropped at version {there.dropped}")
-        made = self._writing().commit(Draft(kind, collection, rows, payload, tenant))
+                raise NoCollectionError(f"collection {there.spec.name!r} was dropped at version {there.dropped}")
+        made = self._writing().commit(Draft(kind, collection, rows, payload, tenant, columns))
         self._tell(self._background, self._indexing)
         return made
 
@@ -236,10 +244,12 @@ class Store:
         return self._writing().size if is_new(self._contents, self._sealed) else 0
 
     def _due(self) -> int:
-        """Bytes of the log that no segment holds, with what reading its versions costs besides."""
+        """Bytes of the log that no segment holds, with what reading its versions costs; 1 for segments to be merged."""
         sealed = self._sealed.manifest.version if self._sealed.manifest else 0
         unsealed = self._unsealed()
-        return unsealed and unsealed + self.storage.overhead * (self.version - sealed)
+        if not unsealed:
+            return int(is_crowded(self._contents))
+        return unsealed + self.storage.overhead * (self.version - sealed)
 
     def resolve(self, at: At = None) -> int:
         """The version that `at` means: itself, a tag's, the last at a time, or the last."""
@@ -265,8 +275,7 @@ class Store:
     def index(self, number: int | None = None) -> int:
         """Makes and stores inverted lists of all segments that are worth it, of collection `number` or of all.
 
-        Seals first. Returns how many lists were stored. Does nothing in a store that is open for reading, or that is
-        not to have indexes.
+        Seals first. Returns how many were stored: none where a store is open for reading, or is to have no indexes.
         """
         if self.mode == "r" or not self._indexes:
             return 0
@@ -280,14 +289,12 @@ class Store:
     def _index(self, number: int | None = None) -> int:
         stored = 0
         for segment in self._lacking(number):
-            lists = segment.make_products() if self.products else segment.make_lists()
+            lists = made_lists(segment, self.products, self.mesh)
             with self._sealing:
                 if self._closing:
                     break
-                commits, contents = self._writing(), self._contents
-                if lists is not None and store_lists(
-                    self.storage, contents, commits, self._sealed, segment, lists, self._put_in_force
-                ):
+                about = (self.storage, self._contents, self._writing(), self._sealed, segment)
+                if lists is not None and store_lists(*about, lists, self._put_in_force):
                     stored += 1
                     collect(self.storage, self._sealed, held(self.storage))
         return stored
@@ -324,19 +331,11 @@ class Store:
                 with self._sealing:
                     self._seal()
                     contents, before = self._contents, self._sealed
-                    arrive(
-                        self.storage,
-                        contents,
-                        commits,
-                        before,
-                        number,
-                        steps.written,
-                        steps.replaced,
-                        self._put_in_force,
-                    )
+                    brought = steps.written, steps.replaced
+                    arrive(self.storage, contents, commits, before, number, *brought, self._put_in_force)
         finally:
             steps.done()
-        self._tell(self._indexing)
+        self._tell(self._background, self._indexing)
         return rows
 
     def compact(self) -> None:
@@ -346,7 +345,11 @@ class Store:
 
     def _horizons(self) -> dict[int, int]:
         """The first version of each collection that must stay readable. It may take a while: history is read."""
-        now, pins = time(), [pin.version for pin in held(self.storage)]
+        there = held(self.storage)
+        if any(pin.everything for pin in there):
+            return dict.fromkeys(self._contents.collections, 0)
+        now, pins = time(), [pin.version for pin in there]
+        tags = list(self._contents.tags.values())
         kept: dict[float, int] = {}
         made = {}
         for number, each in list(self._contents.collections.items()):
@@ -354,7 +357,7 @@ class Store:
             if retention not in kept:
                 late = int((now - retention) * 1e6)
                 kept[retention] = version_at(late, self._contents, self.storage, self._sealed.manifest)
-            made[number] = oldest_needed(kept[retention], pins, list(self._contents.tags.values()))
+            made[number] = oldest_needed(kept[retention], each.created, pins, tags)
         return made
 
     def close(self) -> None:

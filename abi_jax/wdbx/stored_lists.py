@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.step_files import file_hashes
 from abi_jax.wdbx.storage.base import Storage
+from abi_jax.wdbx.storage.step_files import file_hashes
 
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.ivf import Lists
@@ -95,7 +95,7 @@ class StoredLists:
         try:
             if file_hashes(self._storage, name) != dict(self._files):
                 raise InputError("its files are not those that were written")
-            arrays = self._storage.load(name)
+            arrays = self._storage.load(name, self._files)
             lists = _lists(self._metric, self._rows, arrays)
             return lists, None if lists is None else _products(lists, arrays)
         except (InputError, OSError, ValueError, KeyError) as error:

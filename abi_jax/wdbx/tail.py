@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from abi_jax.wdbx.ids import IdColumn
-from abi_jax.wdbx.rows import Rows
+from abi_jax.wdbx.rows import Rows, widened
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.text.postings import GrowingPostings, Postings
 
@@ -38,6 +38,7 @@ class Tail:
         self.born = np.empty(room, np.int64)
         self.died = np.full(room, ALIVE, np.int64)
         self.ids: list[Any] = []
+        self.numbers = np.empty(room if spec.ids == "int" else 0, np.int64)  # the same, where they are numbers
         self._rows: dict[Any, int] = {}  # of an id, the newest
         self._metadata: list[pa.RecordBatch] = []
         self._starts: list[int] = []  # the first row of each batch of metadata
@@ -55,6 +56,8 @@ class Tail:
         self._make_room(end)
         self.vectors[start:end] = rows.vectors
         self.born[start:end] = version
+        if len(self.numbers):
+            self.numbers[start:end] = rows.ids
         self.ids.extend(ids)
         self._rows.update(zip(ids, range(start, end), strict=True))
         self._starts.append(start)
@@ -66,7 +69,9 @@ class Tail:
     def kill(self, version: int, ids: Sequence[Any]) -> list[Any]:
         """Lets the rows of ids die at `version`; the ids that had one here."""
         dead = [each for each in ids if each in self._rows]
-        self.died[[self._rows.pop(each) for each in dead]] = version
+        self.died[[self._rows[each] for each in dead]] = version
+        for each in dead:  # who does not find it any more must see that it died
+            del self._rows[each]
         return dead
 
     def replaced(self, version: int, others: Sequence[IdColumn]) -> int:
@@ -141,15 +146,29 @@ class Tail:
         made = Tail(self.spec)
         made._make_room(self.count - count)
         made.count = self.count - count
-        for name in ("vectors", "born", "died"):
+        for name in self._columns:
             getattr(made, name)[: made.count] = getattr(self, name)[count : self.count]
         made.ids = self.ids[count:]
         made._rows = {each: row - count for each, row in self._rows.items() if row >= count}
-        behind = self.metadata(self.count).slice(count)
-        made._metadata = behind.to_batches() if self.spec.schema else []
-        made.metadata_bytes = sum(each.nbytes for each in made._metadata)
-        made._starts = [0, *accumulate(map(len, made._metadata[:-1]))] if made._metadata else []
+        made._set_metadata(self.metadata(self.count).slice(count).to_batches() if self.spec.schema else [])
         return made
+
+    def with_columns(self, spec: CollectionSpec) -> "Tail":
+        """A tail of the same rows, of a collection that has got columns: they have no values in them."""
+        made = self.rest(0)
+        made.spec = spec
+        table = widened(self.metadata(self.count) if self.spec.schema else pa.table({}), spec.arrow_schema, self.count)
+        made._set_metadata(table.to_batches())
+        return made
+
+    def _set_metadata(self, batches: list[pa.RecordBatch]) -> None:
+        self._metadata = batches
+        self.metadata_bytes = sum(each.nbytes for each in batches)
+        self._starts = [0, *accumulate(map(len, batches[:-1]))] if batches else []
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return ("vectors", "born", "died", *(["numbers"] if len(self.numbers) else []))
 
     def _make_room(self, count: int) -> None:
         room = len(self.born)
@@ -157,7 +176,7 @@ class Tail:
             return
         while room < count:
             room *= 2
-        for name in ("vectors", "born", "died"):
+        for name in self._columns:
             old = getattr(self, name)
             new = np.empty((room, *old.shape[1:]), old.dtype)
             new[: self.count] = old[: self.count]

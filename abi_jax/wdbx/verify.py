@@ -13,10 +13,10 @@ from abi_jax.wdbx.crypto.check import wrong_keys, wrong_records
 from abi_jax.wdbx.crypto.keyring import KEYS_FILE
 from abi_jax.wdbx.crypto.master import KeySource
 from abi_jax.wdbx.errors import DamagedError
-from abi_jax.wdbx.findings import Finding
+from abi_jax.wdbx.findings import Finding, wrong_file
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import parse_history
-from abi_jax.wdbx.load import STORE_FILE, about_hash, erased_keys, open_ring, read_about, step_name
+from abi_jax.wdbx.load import STORE_FILE, about_hash, erased_keys, open_ring, read_about, step_name, wrong_sealings
 from abi_jax.wdbx.log.file import Scan, parse_log_head, scan
 from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
@@ -25,6 +25,7 @@ from abi_jax.wdbx.pins import EVERYTHING, Pin, hold, read_pin
 from abi_jax.wdbx.receipt import receipt_findings
 from abi_jax.wdbx.segment import Segment
 from abi_jax.wdbx.segment_digest import segment_content
+from abi_jax.wdbx.signed import NOT_PUT_IN_FORCE, never_signed
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.storage.lease import read_lease
@@ -86,6 +87,7 @@ class _Walk:
         self.steps: dict[int, tuple[SegmentEntry, CollectionSpec, bool]] = {}  # and whether it must be there
         self.indexes: dict[int, tuple[IndexEntry, bool]] = {}
         self.erased: frozenset[int] = frozenset()
+        self.public_keys: list[str] = []
 
     def small_files(self) -> Iterator[Finding]:
         """What is wrong with everything but segments, and what does not belong there at all."""
@@ -95,7 +97,7 @@ class _Walk:
             if self.storage.read(STORE_FILE) is None and self.storage.names("log"):
                 raise DamagedError("is missing")
             about = read_about(self.storage)
-            store = bytes.fromhex(about["store"])
+            store, self.public_keys = bytes.fromhex(about["store"]), about["public_keys"]
         except DamagedError as error:
             yield Finding(STORE_FILE, "what the store is", str(error))
         if about.get("encryption") is not None and store is not None:
@@ -108,7 +110,7 @@ class _Walk:
         if not scans:
             yield Finding("log", "the last versions", "has no log file; expected at least one")
         if store is not None:
-            yield from self._records(logs, store, about["public_keys"])
+            yield from self._records(logs, store)
         pins: list[Pin] = []
         yield from self._pins(pins)
         kept = {pin.manifest for pin in pins}
@@ -116,6 +118,8 @@ class _Walk:
             kept |= set(read_witness("it", self.storage.read(HEAD_FILE) or b"").kept)
         manifests: list[Manifest] = []
         yield from self._manifests(logs, kept, manifests)
+        for version, wrong in wrong_sealings(self.storage, logs, manifests[0] if manifests else None):
+            yield Finding(f"log/{logs.file_of(version)}", f"version {version}", wrong)
         for manifest in manifests:
             yield from self._history(manifest, first=manifest is manifests[0])
         line_up(self.line, logs)
@@ -138,12 +142,12 @@ class _Walk:
             return
         scans.append(scan(head, data))
 
-    def _records(self, logs: Logs, store: bytes, public_keys: list[str]) -> Iterator[Finding]:
+    def _records(self, logs: Logs, store: bytes) -> Iterator[Finding]:
         """What only somebody with the keys could have written, and signatures."""
         with contextlib.suppress(DamagedError):  # a record that does not open is told below
             self.erased = erased_keys(self.storage.ring, logs.records)
         for each in logs.scans:
-            for version, wrong in wrong_records(self.storage.ring, each.records, self.erased, store, public_keys):
+            for version, wrong in wrong_records(self.storage.ring, each.records, self.erased, store, self.public_keys):
                 yield Finding(f"log/{each.head.name}", f"version {version}", wrong)
 
     def _pins(self, pins: list[Pin]) -> Iterator[Finding]:
@@ -167,6 +171,8 @@ class _Walk:
             file, holds = manifest_name(version, bytes.fromhex(digest)), f"what is sealed up to version {version}"
             data = self._read(file)
             wanted = None
+            if why == "in force" and self.public_keys and logs.sealing is None:
+                yield Finding(file, holds, NOT_PUT_IN_FORCE)
             if data is None:
                 yield Finding(file, holds, "is missing")
             elif manifest_hash(data).hex() != digest:
@@ -215,6 +221,8 @@ class _Walk:
             except DamagedError as error:
                 yield Finding(file, f"links of versions {entry.first} to {entry.last}", str(error))
                 continue
+            for version in never_signed(heads, self.public_keys):
+                yield Finding(file, f"version {version}", "was not signed, in a store that takes signed versions only")
             if first:
                 self.line.add(heads, file)
 
@@ -241,11 +249,8 @@ class _Walk:
         for path, digest in sorted(files.items()):
             file, holds = f"{folder}/{path}", f"{path.split('/')[0]} of {of}"
             self.progress(file)
-            found = self.storage.digest(file)
-            if found is None:
-                yield Finding(file, holds, "is missing")
-            elif found != digest:
-                yield Finding(file, holds, "is not what was sealed")
+            if wrong := wrong_file(self.storage, file, digest):
+                yield Finding(file, holds, wrong)
 
     def _segment(self, number: int, step: SegmentEntry, spec: CollectionSpec) -> Iterator[Finding]:
         folder = step_name(number)
@@ -254,12 +259,13 @@ class _Walk:
         yield from wrong
         if not wrong and step.rows and spec.known:
             try:
-                segment = Segment(number, spec, step.first, self.storage.load(folder))
+                segment = Segment(number, spec, step.first, self.storage.load(folder, step.files))
                 content = segment_content(segment).hex()
+                as_said = segment.stored_spec == step.spec(spec)
             except (InputError, ValueError, KeyError) as error:
                 yield Finding(folder, rows, f"cannot be read: {error}")
                 return
-            if content != step.content:
+            if content != step.content or not as_said:
                 yield Finding(folder, rows, "its rows are not those sealed")
 
     def _strays(self) -> Iterator[Finding]:

@@ -15,7 +15,10 @@ At = int | str | datetime | None
 
 
 def resolve(at: At, contents: Contents, storage: Storage, manifest: Manifest | None) -> int:
-    """The version that `at` means: itself, a tag's, the last at a time (ISO 8601; without a zone: UTC), or the last."""
+    """The version that `at` means: itself, a tag's, the last at a time (ISO 8601; without a zone: UTC), or the last.
+
+    Raises `InputError` for anything else; the tags that there are are a note of it, as in `NoCollectionError`.
+    """
     if at is None:
         return contents.version
     if isinstance(at, str) and at in contents.tags:
@@ -24,8 +27,9 @@ def resolve(at: At, contents: Contents, storage: Storage, manifest: Manifest | N
         try:
             at = datetime.fromisoformat(at)
         except ValueError:
-            tags = ", ".join(sorted(contents.tags)) or "none"
-            raise InputError(f"version {at!r} is neither a tag (there are: {tags}) nor a time in ISO 8601") from None
+            error = InputError(f"version {at!r} is neither a tag nor a time in ISO 8601")
+            error.add_note(f"tags: {', '.join(sorted(contents.tags)) or 'none'}")
+            raise error from None
     if isinstance(at, datetime):
         aware = at if at.tzinfo else at.replace(tzinfo=UTC)
         return version_at(int(aware.timestamp() * 1e6), contents, storage, manifest)
@@ -47,6 +51,9 @@ def version_at(time: int, contents: Contents, storage: Storage, manifest: Manife
     return 0
 
 
-def oldest_needed(horizon: int, pins: Iterable[int], tags: Iterable[int]) -> int:
-    """The first version that must stay readable: `horizon`, or earlier where a reader or a tag needs it."""
-    return min([horizon, *pins, *tags])
+def oldest_needed(horizon: int, created: int, pins: Iterable[int], tags: Iterable[int]) -> int:
+    """The first version of a collection that must stay readable: `horizon`, or earlier where one needs it.
+
+    created: in which version the collection was; who reads, or tagged, an earlier one has nothing of it.
+    """
+    return min([horizon, *(version for version in (*pins, *tags) if version >= created)])

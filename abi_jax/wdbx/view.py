@@ -1,20 +1,22 @@
 """A collection as it was at one version: what is read, looked up and searched. Nothing that is written changes it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from abi_jax.errors import InputError
-from abi_jax.wdbx.filters import make_filter
+from abi_jax.wdbx.errors import WdbxError
+from abi_jax.wdbx.filters import ONE_ROW, key_of, make_filter
 from abi_jax.wdbx.given import check_recall, check_top_k
 from abi_jax.wdbx.hits import Hit, hits, named
+from abi_jax.wdbx.ids import IntIds
 from abi_jax.wdbx.rows import make_ids, make_vectors
-from abi_jax.wdbx.search.engine import Part, explain, search
+from abi_jax.wdbx.search.engine import Part, Searcher, explain
 from abi_jax.wdbx.search.flat import row_norms
 from abi_jax.wdbx.search.found import Found
 from abi_jax.wdbx.search.mesh_part import MeshPart
@@ -27,7 +29,9 @@ from abi_jax.wdbx.text.search import keyword_search
 from abi_jax.wdbx.transfer.export import export
 
 if TYPE_CHECKING:
+    from abi_jax.wdbx.search.ivf import Lists
     from abi_jax.wdbx.search.mesh import MeshSearch
+    from abi_jax.wdbx.search.products import ProductIndex
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class View:
 
     def _row(self, part: int, row: int) -> Row:
         holder: Any = self._holder(part)
-        about = self._metadata(part, np.array([row]))[0]
+        about = self._metadata(part, np.array([row]))[0] if self.spec.schema else {}
         document = about.pop(DOCUMENT, None)
         id_ = self._ids(part, np.array([row]))[0]
         return Row(id_, np.array(holder.vectors[row]), about, int(holder.born[row]), document)
@@ -117,8 +121,6 @@ class View:
         return found if (order[1:] > order[:-1]).all() else found.take(pa.array(np.argsort(order)))
 
     def _metadata(self, part: int, rows: np.ndarray) -> list[dict[str, Any]]:
-        if not self.spec.schema:
-            return [{} for _ in rows]
         listed = self._table(part, rows).to_pylist()
         return [{name: value for name, value in each.items() if value is not None} for each in listed]
 
@@ -147,7 +149,8 @@ class View:
 
         queries: `[B, dim]`. where: see `filters`.
         """
-        return self.hits(self._found(queries, top_k, where), check_top_k(top_k))
+        top_k = check_top_k(top_k)
+        return self.hits(self._found(queries, top_k, where), top_k)
 
     def search_arrays(
         self, queries: Any, top_k: int = 10, where: Mapping[str, Any] | None = None
@@ -160,7 +163,7 @@ class View:
             raise InputError(f"collection {self.spec.name} has ids of type {self.spec.ids}; expected int")
         top_k = check_top_k(top_k)
         best = named(self._found(queries, top_k, where), self._ids, False, top_k)
-        if len(best.counts) and best.counts.min() == top_k:
+        if min(best.counts.tolist(), default=0) == top_k:
             return best.ids, best.scores
         there = np.arange(top_k) < best.counts[:, None]
         ids, scores = np.full(there.shape, -1, np.int64), np.full(there.shape, np.nan, np.float32)
@@ -169,20 +172,24 @@ class View:
         return ids, scores
 
     def _found(self, queries: Any, top_k: int, where: Mapping[str, Any] | None) -> Found:
-        top_k = check_top_k(top_k)
         checked = make_vectors(self._query_spec, queries, "query")
         if self.mesh is not None:
             parts = self._mesh_parts(self.allowed(where))
-            return self.mesh(self.spec, parts, self.spec.metric, checked, top_k, self.told)
-        return search(self._parts(where), self.spec.metric, checked, top_k, self.recall, self.told)
+            return self.mesh(self.spec, parts, self.spec.metric, checked, top_k, self.told, self.recall)
+        return self._searcher(where)(checked, top_k, self.recall, self.told)
 
     def explain(self, where: Mapping[str, Any] | None = None, top_k: int = 10) -> list[dict[str, Any]]:
-        """How this host would search the segments and the tail for one vector, and why: see `search.plan.Plan`.
+        """How the segments and the tail would be searched for one vector, and why: see `search.plan.Plan`.
 
         Nothing is made for it, and nothing begun: what a query did is told by `said`.
         """
         told = Told()
-        told.add(enumerate(explain(self._parts(where), self.recall, check_top_k(top_k))), 1)
+        top_k = check_top_k(top_k)
+        if self.mesh is None:
+            plans = explain(self._searcher(where).parts, self.recall, top_k)
+        else:
+            plans = self.mesh.explain(self._mesh_parts(self.allowed(where), make=False), self.recall, top_k)
+        told.add(enumerate(plans), 1)
         return told.entries(self._part_names)
 
     def telling(self) -> "View":
@@ -214,6 +221,12 @@ class View:
 
     def index(self) -> int:
         """Waits until all segments that are worth it have inverted lists; how many have."""
+        if self.mesh is not None:
+            there = [each.products(make=False) if self.products else each.lists() for each in self.segments]
+            if not self.mesh.agree([b"" if each is None else b"lists" for each in there]):
+                raise WdbxError(f"the processes of a mesh have lists of different segments of {self.spec.name}")
+        if self.mesh is not None and not self.products:
+            return sum(each.lists_by(self._lists_maker(each), wait=True) is not None for each in self.segments)
         if self.products:
             return sum(each.products(wait=True) is not None for each in self.segments)
         return sum(each.index(wait=True) is not None for each in self.segments)
@@ -237,7 +250,10 @@ class View:
         alive = self.alive()
         if where is None:
             return alive
-        passed, key = make_filter(self.spec, where), repr(where)
+        passed = make_filter(self.spec, where)
+        if not self.spec.schema:  # Arrow does not know how many rows there are
+            return [each & bool(passed(ONE_ROW)[0]) for each in alive]
+        key = key_of(where)
         sealed = [
             each & segment.passed(key, passed) if each.any() else each
             for segment, each in zip(self.segments, alive, strict=False)
@@ -248,14 +264,15 @@ class View:
     def _query_spec(self) -> CollectionSpec:
         return CollectionSpec(self.spec.name, self.spec.dim, self.spec.metric, "float32", self.spec.ids)
 
-    def _parts(self, where: Mapping[str, Any] | None) -> list[Part]:
-        return self._all_parts if where is None else self._make_parts(self.allowed(where))
+    def _searcher(self, where: Mapping[str, Any] | None) -> Searcher:
+        return self._whole if where is None else Searcher(self._parts(self.allowed(where)), self.spec.metric)
 
     @cached_property
-    def _all_parts(self) -> list[Part]:
-        return self._make_parts(self._alive_or_all())
+    def _whole(self) -> Searcher:
+        """Searches all rows."""
+        return Searcher(self._parts(self._alive_or_all()), self.spec.metric)
 
-    def _make_parts(self, allowed: Sequence[np.ndarray | None]) -> list[Part]:
+    def _parts(self, allowed: Sequence[np.ndarray | None]) -> list[Part]:
         parts = [
             Part(
                 each.vectors,
@@ -264,24 +281,56 @@ class View:
                 partial(getattr, each, "codes"),
                 each.index,
                 each.lists,
-                *([each.products] if self.products else []),
+                each.products if self.products else None,
+                partial(_numbers, each) if self.spec.ids == "int" else None,
             )
             for each, alive in zip(self.segments, allowed, strict=False)
         ]
         tail = self.tail.vectors[: self.count]
-        return [*parts, Part(tail, allowed[-1], lambda: row_norms(tail), lambda: self.tail.codes(self.count))]
+        numbers = self.tail.numbers[: self.count] if self.spec.ids == "int" else None
+        codes, norms = (lambda: self.tail.codes(self.count)), (lambda: row_norms(tail))
+        return [*parts, Part(tail, allowed[-1], norms, codes, ids=None if numbers is None else lambda: numbers)]
 
     def _alive_or_all(self) -> list[np.ndarray | None]:
         sealed = [None if each.whole(self.version) else each.alive(self.version) for each in self.segments]
         return [*sealed, self.tail.alive(self.count, self.version)]
 
-    def _mesh_parts(self, allowed: list[np.ndarray]) -> list[MeshPart]:
-        parts = [MeshPart(each, each.vectors, alive) for each, alive in zip(self.segments, allowed, strict=False)]
+    def _mesh_parts(self, allowed: list[np.ndarray], make: bool = True) -> list[MeshPart]:
+        sealed = zip(self.segments, allowed, strict=False)
+        parts = [
+            MeshPart(each, each.vectors, alive, self._lists(each, make), self._products(each, make))
+            for each, alive in sealed
+        ]
         return [*parts, MeshPart(self.tail, self.tail.vectors[: self.count], allowed[-1])]
+
+    def _lists(self, segment: Segment, make: bool) -> "Callable[[], Lists | None]":
+        """What looks for the lists of a segment, and begins to make them where a search on a mesh wants some."""
+        own = self.products or not make  # product codes come with lists
+        if self.mesh is None or own or not self.mesh.wants_lists(self.spec.metric, segment.vectors):
+            return segment.lists
+        return partial(segment.lists_by, self._lists_maker(segment))
+
+    def _products(self, segment: Segment, make: bool) -> "Callable[[], ProductIndex | None] | None":
+        """What looks for the product codes of a segment, where these are wanted, and begins to make them."""
+        if self.mesh is None or not self.products:
+            return None
+        return partial(segment.products, make and self.mesh.programs.alone)
+
+    def _lists_maker(self, segment: Segment) -> "Callable[[np.ndarray], Lists]":
+        if self.mesh is not None and self.mesh.makes_lists:
+            return partial(self.mesh.make_lists, self.spec, segment, self.spec.metric)
+        from abi_jax.wdbx.search.index import lists_alone  # imported where lists are made, since it compiles kernels
+
+        return partial(lists_alone, self.spec.metric)
 
     def hits(self, found: Found, top_k: int) -> list[list[Hit]]:
         """What was found, with ids and metadata: the `top_k` best; of equal scores, the lower id first."""
-        return hits(found, self._ids, self.spec.ids != "int", self._metadata, top_k)
+        return hits(found, self._ids, self.spec.ids != "int", self._metadata if self.spec.schema else None, top_k)
+
+
+def _numbers(segment: Segment) -> np.ndarray:
+    """Ids of rows that are numbers, int64 `[n]`."""
+    return cast(IntIds, segment.ids).values
 
 
 def id_key(id_: str | int) -> bytes | int:

@@ -5,7 +5,7 @@ docs/wdbx-format.md, "Damaged stores".
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from time import sleep
@@ -14,7 +14,7 @@ from abi_jax.errors import InputError
 from abi_jax.wdbx.crypto.pages import ABOUT
 from abi_jax.wdbx.crypto.records import open_record
 from abi_jax.wdbx.errors import DamagedError
-from abi_jax.wdbx.findings import Finding
+from abi_jax.wdbx.findings import Finding, wrong_file
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.load import (
     ATTEMPTS,
@@ -23,15 +23,17 @@ from abi_jax.wdbx.load import (
     Loaded,
     build,
     load_while_written,
+    read_about,
     read_manifest,
-    read_store,
     step_name,
+    wrong_sealings,
 )
 from abi_jax.wdbx.log.file import LOG_HEAD, LogHead, Scan, begun, parse_log_head, scan
 from abi_jax.wdbx.log.order import Logs, in_order
 from abi_jax.wdbx.log.record import GENESIS, Kind, Record
 from abi_jax.wdbx.manifest import FOLDER as MANIFESTS
 from abi_jax.wdbx.manifest import Manifest, SegmentEntry, manifest_hash, manifest_name, parse_manifest
+from abi_jax.wdbx.signed import check_put_in_force, unsigned
 from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.witness import HEAD_FILE, read_witness
 
@@ -70,8 +72,10 @@ def _load_whole(storage: Storage, before: Loaded | None) -> Loaded:
     cannot be told which rows died. Raises `DamagedError` where nothing can be shown: not without `wdbx.json`, the
     manifest in force, or, encrypted, `keys.json`.
     """
-    store = read_store(storage)
-    logs, found = _whole_logs(storage, store)
+    about = read_about(storage)
+    store, public_keys = bytes.fromhex(about["store"]), about["public_keys"]
+    logs, found = _whole_logs(storage, store, public_keys)
+    check_put_in_force(storage, logs, public_keys)
     version, digest = logs.manifest
     manifest = read_manifest(storage, version, digest, frozenset(_erased(storage, logs))) if version else None
     left = LeftOut()
@@ -85,7 +89,7 @@ def _load_whole(storage: Storage, before: Loaded | None) -> Loaded:
     return replace(made, left=left, findings=tuple(found))
 
 
-def _whole_logs(storage: Storage, store: bytes) -> tuple[Logs, list[Finding]]:
+def _whole_logs(storage: Storage, store: bytes, public_keys: Collection[str]) -> tuple[Logs, list[Finding]]:
     """Logs up to the first version that is damaged and in no manifest, and what is wrong with them."""
     found, scans = [], []
     for name in storage.names("log"):
@@ -101,7 +105,7 @@ def _whole_logs(storage: Storage, store: bytes) -> tuple[Logs, list[Finding]]:
         if epoch:  # versions of others count no more from there on, though these cannot be read
             scans.append(Scan(LogHead(store, epoch, first, UNKNOWN), [], [], len(data), first))
     logs = in_order(scans)
-    while logs.scans and (wrong := min(_wrong(storage, logs), key=lambda each: each[0], default=None)):
+    while logs.scans and (wrong := min(_wrong(storage, logs, public_keys), key=lambda each: each[0], default=None)):
         version, finding = wrong
         found += [] if any(each.file == finding.file for each in found) else [finding]
         sealed, digest = _sealed(storage, logs)
@@ -135,7 +139,7 @@ def _sealed(storage: Storage, logs: Logs) -> tuple[int, bytes]:
     return version, digest
 
 
-def _wrong(storage: Storage, logs: Logs) -> Iterator[tuple[int, Finding]]:
+def _wrong(storage: Storage, logs: Logs, public_keys: Collection[str]) -> Iterator[tuple[int, Finding]]:
     """Versions behind the manifest in force from which on nothing is whole, and why."""
     sealed = _sealed(storage, logs)[0]
     for (_, later, version), finding in zip(logs.twice, logs.wrong(), strict=False):
@@ -155,6 +159,14 @@ def _wrong(storage: Storage, logs: Logs) -> Iterator[tuple[int, Finding]]:
         if one.next_version != other.head.first or one.link != other.head.link:
             said = f"does not go on from version {one.next_version - 1}, the last before it that is whole"
             yield one.next_version, Finding(f"log/{other.head.name}", f"versions from {other.head.first}", said)
+    counting = [record for record in logs.records if record.head.version > sealed or record is logs.sealing]
+    for record, wrong in unsigned(counting, logs.newest.head.store, public_keys):
+        version = record.head.version
+        yield version, Finding(f"log/{logs.file_of(version)}", f"version {version} on", wrong)
+        break
+    for version, wrong in wrong_sealings(storage, logs, _in_force(storage, logs)):
+        if logs.sealing is not None and version == logs.sealing.head.version:
+            yield version, Finding(f"log/{logs.file_of(version)}", f"version {version} on", wrong)
     erased = set(_erased(storage, logs))
     for each in needed:
         for record in each.records:
@@ -162,6 +174,14 @@ def _wrong(storage: Storage, logs: Logs) -> Iterator[tuple[int, Finding]]:
             if head.version > sealed and head.data_key not in erased and _opened(storage, record) is None:
                 yield head.version, Finding(f"log/{each.head.name}", f"version {head.version} on", "does not open")
                 return
+
+
+def _in_force(storage: Storage, logs: Logs) -> Manifest | None:
+    """The manifest that the last sealing names, where it can be read."""
+    version, digest = logs.manifest
+    with contextlib.suppress(DamagedError):
+        return read_manifest(storage, version, digest, frozenset(_erased(storage, logs))) if version else None
+    return None
 
 
 def _erased(storage: Storage, logs: Logs) -> Iterator[int]:
@@ -192,10 +212,11 @@ def _segments(storage: Storage, manifest: Manifest, before: Loaded | None) -> tu
             continue
         wrong = list(_step(storage, folder, entry, manifest))
         found += wrong
-        arrays = {path.split("/")[0] for path in (*entry.files, *storage.paths(folder)) if path.endswith("/.zarray")}
-        damaged = arrays & {each.file.split("/")[2] for each in wrong}
+        arrays = {path.split("/")[0] for path in entry.files if path.endswith("/.zarray")}
+        own = {f"{folder}/{path}" for path in entry.files}
+        damaged = arrays & {each.file.split("/")[2] for each in wrong if each.file in own}
         rows |= {number} if damaged else set()
-        if damaged and entry.deaths and not _tells_deaths(storage, folder, damaged):
+        if damaged and entry.deaths and not _tells_deaths(storage, folder, entry, damaged):
             collections[entry.collection] = folder
     return LeftOut(frozenset(rows), collections), found
 
@@ -203,25 +224,23 @@ def _segments(storage: Storage, manifest: Manifest, before: Loaded | None) -> tu
 def _step(storage: Storage, folder: str, entry: SegmentEntry, manifest: Manifest) -> Iterator[Finding]:
     holds = f"rows of collection {manifest.collections[entry.collection].spec.name}"
     for path, digest in sorted(entry.files.items()):
-        there = storage.digest(f"{folder}/{path}")
-        if there != digest:
-            yield Finding(f"{folder}/{path}", holds, "is missing" if there is None else "is not what was sealed")
+        if wrong := wrong_file(storage, f"{folder}/{path}", digest):
+            yield Finding(f"{folder}/{path}", holds, wrong)
     for path in sorted(set(storage.paths(folder)) - set(entry.files)):
         yield Finding(f"{folder}/{path}", holds, "is not of what was sealed")
 
 
-def _tells_deaths(storage: Storage, folder: str, damaged: set[str]) -> bool:
+def _tells_deaths(storage: Storage, folder: str, entry: SegmentEntry, damaged: set[str]) -> bool:
     """Whether what a step tells of deaths is whole, though others of its arrays are not."""
     with contextlib.suppress(DamagedError):
-        return not damaged & {"deaths", ABOUT} and "deaths" in storage.load(folder)
+        return not damaged & {"deaths", ABOUT} and "deaths" in storage.load(folder, entry.files)
     return False
 
 
 def _history(storage: Storage, manifest: Manifest) -> Iterator[Finding]:
     for name, entry in manifest.history.items():
-        if storage.digest(f"{HISTORY}/{name}") != entry.digest:
-            holds = f"links of versions {entry.first} to {entry.last}"
-            yield Finding(f"{HISTORY}/{name}", holds, "is missing, or not what was sealed")
+        if wrong := wrong_file(storage, f"{HISTORY}/{name}", entry.digest):
+            yield Finding(f"{HISTORY}/{name}", f"links of versions {entry.first} to {entry.last}", wrong)
 
 
 def _witness(storage: Storage, version: int) -> Iterator[Finding]:

@@ -26,6 +26,9 @@ class Quick(FileOperations):
     def sync_folder(self, folder: Path) -> None:
         pass
 
+    def sync_tree(self, folder: Path) -> None:
+        pass
+
     def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             (folder / name).mkdir(parents=True)
@@ -106,7 +109,7 @@ class Operations(Quick):
 
     def sync(self, path: Path) -> None:
         half = self.step("sync", path)
-        self._synced[self._number(path)] = path.read_bytes()
+        self._reach(path)
         self._die(half)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -121,8 +124,22 @@ class Operations(Quick):
 
     def sync_folder(self, folder: Path) -> None:
         half = self.step("sync_folder", folder)
-        self._names[self._number(folder)] = {each.name: self._number(each) for each in folder.iterdir()}
+        self._reach(folder)
         self._die(half)
+
+    def sync_tree(self, folder: Path) -> None:
+        half = self.step("sync_tree", folder)
+        every = [folder, *sorted(folder.rglob("*"))]
+        for path in self.random.sample(every, len(every) // 2) if half else every:
+            self._reach(path)
+        self._die(half)
+
+    def _reach(self, path: Path) -> None:
+        """What a file or a folder holds is on disk."""
+        if path.is_dir():
+            self._names[self._number(path)] = {each.name: self._number(each) for each in path.iterdir()}
+        else:
+            self._synced[self._number(path)] = path.read_bytes()
 
     def make_folder(self, folder: Path) -> None:
         half = self.step("make_folder", folder)

@@ -65,6 +65,10 @@ class Story:
         for batch in range(self.batches):
             self._upsert({f"{batch}-{i}": [batch, i] for i in range(3)} | {"same": [batch, batch]})
             self._delete(["0-1", f"{batch}-2"])
+            if batch == 0:
+                with contextlib.suppress(InputError):
+                    self.db.collection("c").add_columns({"field": int})
+                    self._remember()
             if batch == 1:
                 self._import({"0-0": [7, 7], "i-1": [7, 8]})
                 continue

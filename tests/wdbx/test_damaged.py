@@ -225,3 +225,21 @@ def test_while_it_is_written(tmp_path: Path) -> None:
                 assert reader.refresh() == db.version
                 assert reader.left_out == ()
                 assert set(reader.collection("c").ids()) == set(life.now["c"])
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """It is named as one that is damaged, and the rest is shown."""
+    with wdbx.open(tmp_path / "store") as db:
+        for name in ("a", "b"):
+            c = db.create_collection(name, 2, ids="int")
+            c.import_({"id": np.arange(3), "vector": np.ones((3, 2), np.float32)})
+    vectors = min((tmp_path / "store" / "segments").glob("*/vectors/0.0"))
+    vectors.unlink()
+    vectors.mkdir()
+    with pytest.raises(wdbx.DamagedError, match=r"vectors/0\.0"):
+        wdbx.open(tmp_path / "store", "r")
+    [found] = wdbx.verify(tmp_path / "store")
+    assert found.file.endswith("vectors/0.0") and found.wrong == "cannot be read: Is a directory"
+    with wdbx.open(tmp_path / "store", "r", damaged="ignore") as db:
+        assert [each.file for each in db.left_out] == [found.file]
+        assert db.collection("a").ids() == [] and db.collection("b").ids() == [0, 1, 2]

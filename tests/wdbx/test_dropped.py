@@ -79,6 +79,43 @@ def test_one_that_only_the_log_had(tmp_path: Path) -> None:
         assert db.verify() == []
 
 
+def test_a_tag_that_is_taken_away_keeps_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", 0) as db:
+        before, _ = filled(db)
+        db.tag("kept", before)
+        with pytest.raises(InputError, match=r"there is no tag 'kep' in .*; it has kept"):
+            db.untag("kep")
+        assert db.untag("kept") == db.version
+        db.compact()
+        with pytest.raises(InputError, match="version 'kept' is neither a tag"):
+            db.at("kept")
+        assert db.stats().tags == {}
+    with opened(tmp_path / "s", 0) as db:
+        with pytest.raises(InputError, match="there is no tag 'kept'"):
+            db.untag("kept")
+        assert "c" not in db.at(before).collections()
+        assert db.verify() == []
+
+
+def test_a_tag_of_what_was_before_a_collection(tmp_path: Path) -> None:
+    """It keeps nothing of a collection that was not there; of one that was, every version since."""
+    with opened(tmp_path / "s", 0) as db:
+        older = db.create_collection("older", 2)
+        older.upsert(["a"], [[0, 1]])
+        db.tag("kept")
+        newer = db.create_collection("newer", 2)
+        for turn in range(1, 9):
+            older.upsert(["a"], [[turn, 1]])
+            newer.upsert(["a"], [[turn, 1]])
+        db.compact()
+        assert {each.name: (each.rows, each.dead) for each in db.stats().collections} == {
+            "older": (1, 8),
+            "newer": (1, 0),
+        }
+        assert older.get("a", at="kept")[0].vector.tolist() == [0, 1]  # type: ignore[union-attr]
+        assert db.verify() == []
+
+
 def test_a_tag_keeps_one(tmp_path: Path) -> None:
     with opened(tmp_path / "s", 0) as db:
         before, _ = filled(db)

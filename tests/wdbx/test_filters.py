@@ -1,6 +1,7 @@
 """Filters pass the rows that a plain reading of them passes, whatever is sealed, and k rows where k match."""
 
 import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
+from abi_jax.wdbx.filters import key_of
 
 SCHEMA = {"lang": str, "year": int, "grade": float, "ok": bool, "at": "time", "raw": bytes, "tags": "list[str]"}
 SCHEMA |= {"nums": "list[int]"}
@@ -158,6 +160,50 @@ def test_times(tmp_path: Path) -> None:
         assert [hit.id for hit in c.query([0], where={"at": "2020-01-01"})] == ["a"]
         with pytest.raises(InputError, match="filter on 'at' compares with 'soon'; the field has type timestamp"):
             c.query([0], where={"at": {"$lt": "soon"}})
+
+
+@pytest.mark.parametrize("schema", [{}, {"year": int}])
+@pytest.mark.parametrize("sealed", [0, 1, 3])
+def test_filters_that_ask_for_nothing(tmp_path: Path, schema: dict[str, Any], sealed: int) -> None:
+    """As other stores' users pass them; also of a collection whose rows have no fields."""
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", 1, "l2", schema=schema, ids="int")
+        for i in range(3):
+            c.upsert([i], [[i]])
+            if i + 1 == sealed:
+                db.seal()
+        everybody: list[dict[str, Any]] = [{}, {"$not": {"$not": {}}}, {"$or": [{}, {"$not": {}}]}]
+        nobody: list[dict[str, Any]] = [{"$not": {}}, {"$and": [{}, {"$not": {}}]}]
+        for where in everybody:
+            assert [hit.id for hit in c.query([0], where=where)] == [0, 1, 2] == c.ids(where)
+        for where in nobody:
+            assert c.query([0], where=where) == c.ids(where) == []
+
+
+def test_keys_tell_filters_apart() -> None:
+    """Also of mappings that do not say what they hold, and arrays that say it in short."""
+
+    class Quiet(Mapping[str, Any]):
+        def __init__(self, held: dict[str, Any]) -> None:
+            self._held = held
+
+        def __getitem__(self, key: str) -> Any:
+            return self._held[key]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self._held)
+
+        def __len__(self) -> int:
+            return len(self._held)
+
+        def __repr__(self) -> str:
+            return "quiet"
+
+    many = list(range(5000))
+    filters: list[Any] = [Quiet({"year": year}) for year in (1, 2)]
+    filters += [{"year": {"$in": many}}, {"year": {"$in": [*many[:2500], -1, *many[2501:]]}}, {"year": "1"}]
+    assert len({key_of(each) for each in filters}) == len(filters)
+    assert key_of(filters[0]) == key_of({"year": 1})
 
 
 def test_a_filter_that_is_remembered_is_not_taken_for_another(tmp_path: Path) -> None:

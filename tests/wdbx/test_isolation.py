@@ -152,3 +152,39 @@ def test_a_pinned_version_outlives_compaction(store: Database) -> None:
     assert len(list((store.storage.root / "segments").iterdir())) < steps
     with pytest.raises(wdbx.WdbxError.__mro__[1], match="no longer kept"):
         c.view(pinned)
+
+
+def test_a_pin_that_cannot_be_read_keeps_everything(store: Database) -> None:
+    c = store.collection("c")
+    c.upsert(["a"], [[1, 1]])
+    before = store.version
+    store._retention = 0.0
+    pin = store.storage.pin(b"who knows what")
+    assert pin is not None and held(store.storage)[0].everything
+    c.upsert(["a"], [[2, 2]])
+    store.compact()
+    assert [row and row.vector.tolist() for row in c.view(before).get(["a"])] == [[1, 1]]
+    pin.release()
+    c.upsert(["a"], [[3, 3]])
+    store.compact()
+    with pytest.raises(wdbx.WdbxError.__mro__[1], match="no longer kept"):
+        c.view(before)
+
+
+def test_a_row_that_is_replaced_is_found_meanwhile() -> None:
+    """At every moment at which a writer lets old rows die, a reader of the version before finds them."""
+    with wdbx.open("memory://") as db:
+        c = db.create_collection("c", 1, "l2")
+        ids = ["a", "b", "c"]
+        c.upsert(ids, [[0], [1], [2]])
+        view = c.view()
+        seen = []
+
+        class Watched(dict[str, int]):
+            def __delitem__(self, key: str) -> None:
+                super().__delitem__(key)
+                seen.append([row is not None for row in view.get(ids)])
+
+        view.tail._rows = Watched(view.tail._rows)
+        c.upsert(ids, [[3], [4], [5]])
+        assert seen == [[True] * 3] * 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
@@ -76,6 +76,14 @@ class Store(RuleBasedStateMachine):
         self.now["c"] |= rows
         self.remember()
 
+    @rule()
+    def add_columns(self) -> None:
+        """Rows say nothing of them."""
+        fields = len(self.db.collection("c").spec.schema)
+        if fields < 4:
+            assert self.db.collection("c").add_columns({f"field {fields}": float}) == self.db.version
+            self.remember()
+
     @rule(name=NAMES, ids=st.lists(IDS, min_size=1, max_size=3))
     def delete(self, name: str, ids: list[str]) -> None:
         if name in self.now:
@@ -89,6 +97,14 @@ class Store(RuleBasedStateMachine):
     def tag(self, name: str, data: Any) -> None:
         self.tags[name] = data.draw(st.sampled_from(sorted(self.past)))
         self.db.tag(name, self.tags[name])
+        self.remember()
+
+    @precondition(lambda self: self.tags)
+    @rule(data=st.data())
+    def untag(self, data: Any) -> None:
+        name = data.draw(st.sampled_from(sorted(self.tags)))
+        del self.tags[name]
+        self.db.untag(name)
         self.remember()
 
     @rule(everything=st.booleans())

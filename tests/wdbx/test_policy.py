@@ -21,6 +21,7 @@ ACTS = st.sampled_from(list(ACTIONS))
 def test_as_an_example() -> None:
     policy = make_policy([("ada", "admin", "*"), ("bob", "reader", "notes"), ("bob", "writer", "memory")])
     policy.check("ada", "drop", "notes")
+    policy.check("ada", "columns", "notes")
     policy.check("bob", "query", "notes")
     policy.check("bob", "upsert", "memory")
     with pytest.raises(ForbiddenError) as refused:
@@ -28,6 +29,8 @@ def test_as_an_example() -> None:
     assert str(refused.value) == ("'bob' may not upsert in collection 'notes': it is reader there; expected writer")
     with pytest.raises(ForbiddenError, match="'eve' may not get in collection 'notes': it has no role there; expected"):
         policy.check("eve", "get", "notes")
+    with pytest.raises(ForbiddenError, match="'bob' may not columns in collection 'memory'"):
+        policy.check("bob", "columns", "memory")
     with pytest.raises(ForbiddenError, match="'bob' may not rotate in collection '\\*'"):
         policy.check("bob", "rotate", "*")
 

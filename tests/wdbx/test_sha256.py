@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abi_jax.wdbx import digest
-from abi_jax.wdbx.digest import Messages, row_digests, row_messages
+from abi_jax.wdbx.digest import FANOUT, Messages, row_digests, row_messages, tree_levels
 from abi_jax.wdbx.rows import make_metadata
 from abi_jax.wdbx.spec import CollectionSpec
 
@@ -41,6 +41,18 @@ def expected(parts: Sequence[np.ndarray], tails: Sequence[pa.Array], count: int)
 
 def found(parts: Sequence[np.ndarray], tails: Sequence[pa.Array], count: int) -> list[bytes]:
     return [each.tobytes() for each in sha256.hash_rows(parts, tails, count)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 63, 64, 65, 4096, 4097, 128 * 64 + 5])
+def test_a_tree_of_any_size(rows: int) -> None:
+    """Nodes that are hashed at once are those that are hashed one by one."""
+    levels = tree_levels(random_bytes(rows, 32))
+    assert len(levels[-1]) == min(rows, 1)
+    for below, above in pairwise(levels):
+        nodes = [below[at : at + FANOUT].tobytes() for at in range(0, len(below), FANOUT)]
+        assert [each.tobytes() for each in above] == [
+            hashlib.sha256(b"abi-jax/wdbx node\0" + node).digest() for node in nodes
+        ]
 
 
 @fast

@@ -1,5 +1,6 @@
 """Segments are bounded by their texts, too, however many are written, merged or imported at once."""
 
+import time
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
-from abi_jax.wdbx import merge, tail
+from abi_jax.wdbx import background, merge, tail
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.row_sizes import row_bytes, runs
 from abi_jax.wdbx.rows import make_metadata
@@ -181,7 +182,7 @@ def test_a_long_tail_is_not_joined_to_read_rows_of_it(tmp_path: Path, monkeypatc
 
 def test_more_texts_than_arrow_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("c", 2, "l2", "float32", "str", {"text": str})
-    monkeypatch.setattr(pa, "array", lambda values, kind: pa.chunked_array([values[:1], values[1:]], kind))
+    monkeypatch.setattr(pa, "array", lambda values, kind, **_: pa.chunked_array([values[:1], values[1:]], kind))
     with pytest.raises(InputError, match="field 'text' has more than 2 GiB in one write"):
         make_metadata(spec, {"text": ["a", "b"]}, 2)
 
@@ -220,3 +221,65 @@ def test_what_was_written_is_in_memory_once(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert held < 10_000 * 256 * 4 / 2  # beside the rows of the tail, for which there was room before
+
+
+def test_many_imports_leave_few_segments(tmp_path: Path) -> None:
+    """Also where nothing else is ever written, and what was deleted meanwhile stays so."""
+    with wdbx.open(tmp_path / "store", indexes=False) as db:
+        c = db.create_collection("c", 4, "l2", ids="int")
+        vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+        for start in range(0, 3000, 100):
+            ids = np.arange(start, start + 100)
+            c.import_({"id": ids, "vector": vectors[ids]})
+            assert db.stats().collections[0].segments <= 2 * merge.MANY
+        c.delete(np.arange(0, 3000, 3))
+        before = db.version
+        c.import_({"id": [5000], "vector": [[9, 9, 9, 9]]})
+        db.seal()
+        assert db.stats().collections[0].segments <= 2 * merge.MANY and db.verify() == []
+        alive = np.flatnonzero(np.arange(3000) % 3)
+        expected = alive[np.argsort(np.square(vectors[alive]).sum(axis=1))[:5]].tolist()
+        assert [hit.id for hit in c.query([0, 0, 0, 0], top_k=5)] == expected
+        assert [hit.id for hit in c.query([0, 0, 0, 0], top_k=5, at=before)] == expected
+        assert c.get([3, 5000], at=before - 1)[0] is not None
+
+
+def test_segments_are_merged_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "IDLE_SECONDS", 0.05)
+    with wdbx.open(tmp_path / "store", indexes=False) as db:
+        c = db.create_collection("c", 4, ids="int")
+        for i in range(merge.MANY):
+            c.import_({"id": [i], "vector": [[1, 1, 1, 1]]})
+        for _ in range(200):
+            if db.stats().collections[0].segments == 1:
+                break
+            time.sleep(0.05)
+        assert db.stats().collections[0].segments == 1 and c.ids() == list(range(merge.MANY))
+
+
+def test_large_segments_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What merged would be larger than a segment is made is not written again and again."""
+    monkeypatch.setattr(merge, "LARGEST", 16 * 1000)
+    with wdbx.open(tmp_path / "store", indexes=False) as db:
+        c = db.create_collection("c", 4, ids="int")
+        for start in range(0, 6000, 300):
+            ids = np.arange(start, start + 300)
+            c.import_({"id": ids, "vector": np.ones((300, 4), np.float32)})
+        db.seal()
+        assert db.stats().collections[0].segments == 20
+
+
+def test_sealing_does_nothing_where_nothing_is_to_be_done(tmp_path: Path) -> None:
+    """Also of segments that are alike as they are, and are not as far as they live."""
+    with wdbx.open(tmp_path / "store", retention=0, indexes=False) as db:
+        c = db.create_collection("c", 4, ids="int")
+        for start, rows in ((0, 100), *((1000 * i, 200) for i in range(1, merge.MANY))):
+            ids = np.arange(start, start + rows)
+            c.import_({"id": ids, "vector": np.ones((rows, 4), np.float32)})
+            c.delete([start])
+        db.seal()
+        assert db.stats().collections[0].segments < merge.MANY
+        version = db.version
+        for _ in range(3):
+            db.seal()
+        assert db.version == version

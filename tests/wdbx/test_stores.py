@@ -49,7 +49,7 @@ def check(db: Database, said: dict[str, Any]) -> None:
 
 
 def test_there_are_some() -> None:
-    assert {path.name for path in STORES} >= {"format-1-plain", "format-1-encrypted"}
+    assert {path.name for path in STORES} >= {"format-1-plain", "format-1-encrypted", "format-1-columns"}
 
 
 def test_reads_all(folder: Path) -> None:

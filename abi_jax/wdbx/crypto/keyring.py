@@ -51,6 +51,7 @@ class Keyring:
         self._entries = dict(entries)
         self._following = following
         self._keys: dict[int, bytes] = {}
+        self._opened: Entry | None = None  # the first key's, as the master key is known to unwrap it
         self._doomed: set[int] = set()  # keys that no later keys.json has
         self._fresh: set[int] = set()  # keys whose file may not be there yet
         self._changing = threading.RLock()
@@ -95,7 +96,10 @@ class Keyring:
             return list(made)
 
     def key(self, number: int) -> bytes:
-        """A data key. Raises `DamagedError` where there is none of that number, `NoKeyError` where it does not open."""
+        """A data key. Raises `DamagedError` where there is none of that number, `NoKeyError` where it does not open.
+
+        Another process may have changed the master key since: then keys that were opened before stay as they are.
+        """
         found = self._keys.get(number)
         if found is None:
             with self._changing:
@@ -105,8 +109,21 @@ class Keyring:
                     raise DamagedError(
                         f"{self.storage}/{KEYS_FILE} has no data key {number}; what it encrypted cannot be read"
                     )
-                found = self._keys[number] = self._master.unwrap(bytes.fromhex(self._entries[number].wrapped))
+                found = self._keys[number] = self._unwrapped(number)
+                if number == NAMES:
+                    self._opened = self._entries[NAMES]
         return found
+
+    def _unwrapped(self, number: int) -> bytes:
+        try:
+            return self._master.unwrap(bytes.fromhex(self._entries[number].wrapped))
+        except NoKeyError as error:
+            if self._opened in (None, self._entries.get(NAMES)):
+                raise
+            raise NoKeyError(
+                f"{self.storage}/{KEYS_FILE} was wrapped with another master key since the store was opened (rotated): "
+                f"data key {number} needs that; open the store again with the new key"
+            ) from error
 
     def cipher(self, number: int) -> AESGCM:
         """AES-256-GCM with a data key."""
@@ -169,16 +186,19 @@ class Keyring:
             except OSError as error:
                 if not self._is_stored(wrapped):
                     raise WdbxError(f"nothing has changed: {KEYS_FILE} was not written: {error.strerror}") from error
-                self._entries, self._master = wrapped, master
+                self._use(master, wrapped)
                 raise WdbxError(
                     f"{KEYS_FILE} is wrapped with the new key, but a power cut may bring back what it was: "
                     f"{error.strerror}; keep both keys until rotating succeeds"
                 ) from error
             except BaseException:
                 if self._is_stored(wrapped):
-                    self._entries, self._master = wrapped, master
+                    self._use(master, wrapped)
                 raise
-            self._master = master
+            self._use(master, self._entries)
+
+    def _use(self, master: MasterKey, entries: Mapping[int, Entry]) -> None:
+        self._entries, self._master, self._opened = dict(entries), master, entries.get(NAMES)
 
     def _is_stored(self, entries: Mapping[int, Entry]) -> bool:
         """Whether `keys.json` holds `entries`, as far as can be read."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from abi_jax.errors import InputError
+from abi_jax.files import write_secret
 from abi_jax.wdbx.errors import NoKeyError
 
 KEY_BYTES = 32
@@ -108,10 +109,7 @@ def new_master(path: str | Path) -> LocalKey:
     """Writes a new key to a file that its owner alone can read; refuses to write over one."""
     key = secrets.token_bytes(KEY_BYTES)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key.hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_secret(path, key.hex().encode() + b"\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a new file for the key") from None
     return LocalKey(key)

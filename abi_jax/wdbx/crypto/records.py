@@ -8,15 +8,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.crypto.keyring import KEYS_FILE, Keyring
+from abi_jax.wdbx.crypto.seal_codes import with_code
 from abi_jax.wdbx.crypto.signatures import sign_link
-from abi_jax.wdbx.errors import DamagedError, WdbxError
+from abi_jax.wdbx.errors import ColumnsChangedError, DamagedError, WdbxError
 from abi_jax.wdbx.log.commit import Draft
 from abi_jax.wdbx.log.record import Flag, Head, Kind, Record
 
 TAG = 16
 LONGEST = (1 << 31) - 1  # bytes that are encrypted at once
 NONCE = (0xFFFFFFFF).to_bytes(4, "little")
-TO_COLLECTIONS = frozenset({Kind.UPSERT, Kind.DELETE, Kind.DROP, Kind.SETTINGS})  # that are there
+TO_COLLECTIONS = frozenset({Kind.UPSERT, Kind.DELETE, Kind.DROP, Kind.SETTINGS, Kind.COLUMNS})  # that are there
 PLAIN = frozenset({Kind.SEAL})  # says what whoever has no key needs to verify
 
 
@@ -33,10 +34,11 @@ class RecordSeals:
         signer: Ed25519PrivateKey | None,
         log: str,
         dropped: Callable[[int], bool] = lambda _: False,
+        columns: Callable[[int], int | None] = lambda _: None,
     ) -> None:
         """log: the file's name. ring, signer: None where records are not encrypted, or not signed.
 
-        dropped: whether a collection was.
+        dropped: whether a collection was. columns: how many it has, None where that is not known.
         """
         self._store = store
         self._ring = ring
@@ -44,6 +46,7 @@ class RecordSeals:
         self._log = log
         self._keys: dict[str, int] = {}
         self._dropped = dropped
+        self._columns = columns
         self._dropping: set[int] = set()  # by drafts that may be written together with the next
         self.erased: set[int] = set()  # collections to which nothing is written any more
 
@@ -54,6 +57,8 @@ class RecordSeals:
             return WdbxError(f"collection {number} was erased")
         if draft.kind in TO_COLLECTIONS and (number in self._dropping or self._dropped(number)):
             return WdbxError(f"collection {number} was dropped; expected one that is there")
+        if draft.columns is not None and self._columns(number) not in (None, draft.columns):
+            return ColumnsChangedError(f"collection {number} has got columns; expected rows that have them")
         if draft.kind is Kind.DROP:
             self._dropping.add(number)
         return None
@@ -71,12 +76,14 @@ class RecordSeals:
         """Uses a tenant's key no more: it was taken away."""
         self._keys.pop(tenant, None)
 
-    def seal(self, head: Head, draft: Draft) -> tuple[Head, bytes]:
-        """A head with flags, data key and length, and the payload as it is stored."""
+    def seal(self, head: Head, draft: Draft, previous: bytes) -> tuple[Head, bytes]:
+        """A head with flags, data key and length, and the payload as it is stored. previous: the link before."""
         if self._signer is not None:
             head = replace(head, flags=head.flags | Flag.SIGNED)
-        if self._ring is None or draft.kind in PLAIN:
+        if self._ring is None:
             return replace(head, length=len(draft.payload)), draft.payload
+        if draft.kind in PLAIN:
+            return with_code(self._ring, head, draft.payload, previous)
         if len(draft.payload) > LONGEST:
             raise InputError(f"{len(draft.payload)} bytes in one write; expected at most {LONGEST}: write it in parts")
         if draft.tenant not in self._keys:

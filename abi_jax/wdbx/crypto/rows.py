@@ -2,20 +2,53 @@
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+MOST_OPEN = 1 << 30  # bytes of pages that stay open, of all arrays of a process
 KEPT = 0.25  # of all pages: a look at more of them at once is a pass over the array
 PASSES = 4  # after so many the array stays open
 Opener = Callable[[int, int, np.ndarray], None]  # opens pages first to last into uint8 [last - first, bytes]
 
 
+class _Pages(NamedTuple):
+    """Pages uint8 `[pages, bytes]`, of which those hold something that are open, bool `[pages]`."""
+
+    kept: np.ndarray
+    open: np.ndarray
+
+
+class _Budget:
+    """How many bytes of arrays are open; of those that were longest not added to, all pages are given up in time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: WeakKeyDictionary[SealedRows, int] = WeakKeyDictionary()
+
+    def add(self, rows: "SealedRows", nbytes: int) -> None:
+        """Tells that so many more are open."""
+        with self._lock:
+            self._held[rows] = self._held.pop(rows, 0) + nbytes
+            total = sum(self._held.values())
+            for each in list(self._held):
+                if total <= MOST_OPEN:
+                    break
+                total -= self._held.pop(each)
+                each.close()
+
+
+_budget = _Budget()
+
+
 class SealedRows:
     """Looks like an array `[n, ...]` to whoever takes rows of it, by number, as a slice or by an array of numbers.
 
-    What is taken is a copy. Pages in which single rows were looked at stay open. Whoever makes his way through all rows
-    in slices, or asks for a good part of them, opens pages for himself: until that has come to several passes.
+    What is taken is a copy. Pages in which single rows were looked at stay open, as long as those of all arrays are not
+    too many. Whoever makes his way through all rows in slices, or asks for a good part of them, opens pages for
+    himself: until that has come to several passes over an array that is not too large.
     """
 
     def __init__(self, dtype: np.dtype, shape: tuple[int, ...], page: int, pages: int, opener: Opener) -> None:
@@ -26,9 +59,15 @@ class SealedRows:
         self._width = dtype.itemsize * prod(shape[1:])
         self._page = page
         self._opener = opener
+        self._num_pages = pages
+        self.close()
+
+    def close(self) -> None:
+        """Keeps no page open; who looks at some now goes on with those he has."""
         self._passed = 0  # pages that were opened and not kept
-        self._open = np.zeros(pages, bool)
-        self._kept = np.empty((pages, page), np.uint8)  # memory that is not touched is not taken
+        # memory that is not touched is not taken
+        pages = np.empty((self._num_pages, self._page), np.uint8)
+        self._pages = _Pages(pages, np.zeros(self._num_pages, bool))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -58,33 +97,39 @@ class SealedRows:
 
     def _block(self, start: int, stop: int) -> np.ndarray:
         first, last = start * self._width // self._page, -(-stop * self._width // self._page)
+        kept, is_open = self._pages
         self._passed += last - first
-        if self._passed > PASSES * len(self._open) and not self._open.all():
-            self._opener(0, len(self._open), self._kept)
-            self._open[:] = True
-        pages = self._kept[first:last]
-        if not self._open[first:last].all():
+        if self._passed > PASSES * len(is_open) and kept.nbytes <= MOST_OPEN / 4 and not is_open.all():
+            self._opener(0, len(is_open), kept)
+            more = int(np.count_nonzero(~is_open))
+            is_open[:] = True
+            _budget.add(self, more * self._page)
+        pages = kept[first:last]
+        if not is_open[first:last].all():
             pages = np.empty((last - first, self._page), np.uint8)
             if len(pages):
                 self._opener(first, last, pages)
         begin = start * self._width - first * self._page
         data = pages.reshape(-1)[begin : begin + (stop - start) * self._width]
         made = data.view(self.dtype).reshape(stop - start, *self.shape[1:])
-        return made.copy() if pages.base is self._kept else made
+        return made.copy() if pages.base is kept else made
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         flat = rows.reshape(-1)
         first, last = flat * self._width // self._page, (flat * self._width + max(self._width, 1) - 1) // self._page
         wanted = np.unique(np.concatenate([first, last, *_between(first, last)]))
-        closed = wanted[~self._open[wanted]]
-        if len(closed) > KEPT * len(self._open) and len(closed) > 1:
+        kept, is_open = self._pages
+        closed = wanted[~is_open[wanted]]
+        if len(closed) > KEPT * len(is_open) and len(closed) > 1:
             made = np.asarray(self)[flat]
         else:
             for page in closed.tolist():
-                self._opener(page, page + 1, self._kept[page : page + 1])
-            self._open[closed] = True
-            whole = self._kept.reshape(-1)[: self.nbytes].view(self.dtype).reshape(self.shape)
+                self._opener(page, page + 1, kept[page : page + 1])
+            is_open[closed] = True
+            whole = kept.reshape(-1)[: self.nbytes].view(self.dtype).reshape(self.shape)
             made = whole[flat]
+            if len(closed):
+                _budget.add(self, len(closed) * self._page)
         return made.reshape(*rows.shape, *self.shape[1:])
 
 

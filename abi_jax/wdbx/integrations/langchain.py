@@ -153,9 +153,10 @@ class WdbxVectorStore(VectorStore):
         """The same for a vector."""
         hits = self._near(embedding, fetch_k, **kwargs)
         rows = self.collection.get([hit.id for hit in hits], kwargs.get("at"))
-        vectors = [row.vector.astype(np.float32) for row in rows if row is not None]
+        there = [(hit, row.vector.astype(np.float32)) for hit, row in zip(hits, rows, strict=True) if row is not None]
+        vectors = [vector for _, vector in there]
         chosen = maximal_marginal_relevance(np.asarray(embedding, np.float32), vectors, lambda_mult, k)
-        return [_document(hits[i]) for i in chosen]
+        return [_document(there[i][0]) for i in chosen]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         metric = self.collection.spec.metric

@@ -33,6 +33,7 @@ from abi_jax.wdbx.collection import CollectionHandle
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.hits import Hit
 from abi_jax.wdbx.integrations.metadata import REST, open_collection
+from abi_jax.wdbx.spec import DOCUMENT
 from abi_jax.wdbx.view import Row
 
 REF, NODE = "ref_doc_id", "node_id"
@@ -103,7 +104,7 @@ class WdbxVectorStore(BasePydanticVectorStore):
             return []
         vectors = [node.get_embedding() for node in listed]
         target = open_collection(self._database, self.collection_name, len(vectors[0]), self.metric, self._fields)
-        known = dict(target.spec.schema)
+        known = set(dict(target.spec.schema)) - {DOCUMENT}
         rows = [
             {name: value for name, value in node.metadata.items() if name in known}
             | {REF: node.ref_doc_id, NODE: node.node_id}

@@ -21,13 +21,14 @@ UNCERTAIN = "a write was interrupted, and whether it is a version is known when 
 
 @dataclass(frozen=True)
 class Draft:
-    """A version that has no number yet. tenant: whose data its payload is."""
+    """A version that has no number yet. tenant: whose data its payload is. columns: of rows, how many they have."""
 
     kind: Kind
     collection: int
     rows: int
     payload: bytes
     tenant: str = ""
+    columns: int | None = None
 
 
 class Seals(Protocol):
@@ -42,8 +43,8 @@ class Seals(Protocol):
     def failed(self) -> None:
         """What was sealed last was not written: its version will be another one."""
 
-    def seal(self, head: Head, draft: Draft) -> tuple[Head, bytes]:
-        """A head with flags, data key and length, and the payload as it is stored."""
+    def seal(self, head: Head, draft: Draft, previous: bytes) -> tuple[Head, bytes]:
+        """A head with flags, data key and length, and the payload as it is stored. previous: the link before."""
 
     def sign(self, head: Head) -> bytes:
         """What stands behind the payload."""
@@ -211,7 +212,7 @@ class Commits:
             )
             payload, signature = draft.payload, b""
             if self._seals is not None:
-                head, payload = self._seals.seal(head, draft)
+                head, payload = self._seals.seal(head, draft, link)
             head = replace(head, digest=payload_digest(payload)).linked(link)
             if self._seals is not None:
                 signature = self._seals.sign(head)

@@ -101,8 +101,11 @@ class Scan:
         )
 
 
-def scan(head: LogHead, data: bytes | memoryview) -> Scan:
-    """Reads the records of a log file, `data` being the whole of it, and finds out what is wrong where they end."""
+def scan(head: LogHead, data: bytes | memoryview, before: int | None = None) -> Scan:
+    """Reads the records of a log file, `data` being the whole of it, and finds out what is wrong where they end.
+
+    before: a version that is not good, for reasons that are not looked at here.
+    """
     view = memoryview(data)
     records: list[Record] = []
     ends: list[int] = []
@@ -110,6 +113,8 @@ def scan(head: LogHead, data: bytes | memoryview) -> Scan:
     while (record := _record(view, at)) is not None:
         said = record.head
         if said.version != version or said.epoch != head.epoch or said.link != said.link_after(link):
+            break
+        if version == before:
             break
         at += said.size
         version, link = version + 1, said.link

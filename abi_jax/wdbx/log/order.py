@@ -31,6 +31,15 @@ class Logs:
         return [record for each in self.scans for record in each.records]
 
     @property
+    def linked(self) -> Iterator[tuple[Record, bytes]]:
+        """The records that count, oldest first, each with the link before it."""
+        for each in self.scans:
+            previous = each.head.link
+            for record in each.records:
+                yield record, previous
+                previous = record.head.link
+
+    @property
     def newest(self) -> Scan:
         """The file that was begun last; there must be one."""
         return self.scans[-1]
@@ -46,13 +55,23 @@ class Logs:
         return self.newest.link
 
     @property
+    def sealing(self) -> Record | None:
+        """The record that put the manifest in force; None where there is none, or the newest head alone names one."""
+        return next((record for record in reversed(self.records) if record.head.kind is Kind.SEAL), None)
+
+    @property
     def manifest(self) -> tuple[int, bytes]:
         """Version and hash of the manifest in force; 0 and zeros for none."""
-        for record in reversed(self.records):
-            if record.head.kind is Kind.SEAL:
-                said = json.loads(record.payload)
-                return said["version"], bytes.fromhex(said["hash"])
+        sealing = self.sealing
+        if sealing is not None:
+            said = json.loads(sealing.payload)
+            return said["version"], bytes.fromhex(said["hash"])
         return (self.newest.head.manifest, self.newest.head.manifest_hash) if self.scans else (0, GENESIS)
+
+    def file_of(self, version: int) -> str:
+        """The file in `log` that a version is in; the newest one's for a version that is in none."""
+        found = (each for each in self.scans if each.head.first <= version < each.next_version)
+        return next(found, self.newest).head.name
 
     def up_to(self, version: int) -> "Logs":
         """Without what lies behind `version`."""

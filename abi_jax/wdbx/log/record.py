@@ -28,6 +28,7 @@ class Kind(IntEnum):
     ERASE = 7
     SETTINGS = 8
     PARENTS = 9
+    COLUMNS = 10
 
 
 KINDS = frozenset(Kind)

@@ -197,7 +197,7 @@ class _Sealed:
         _require(leaf.row < step.rows, f"segment {number} has {step.rows} rows, and no row {leaf.row}")
         root = Path(leaf.row, step.rows, step.first, leaf.beside).root(hashlib.sha256(leaf.message).digest())
         _require(root is not None and root.hex() == step.content, f"row {leaf.row} is not in segment {number}")
-        return read_message(self.spec, leaf.message)
+        return read_message(step.spec(self.spec), leaf.message)
 
     def _alive(self, number: int, row: int, born: int, version: int) -> bool:
         return self.touched < born <= version < self.died.get((number, row), version + 1)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abi_jax.wdbx.log.record import Head, Kind
@@ -10,7 +10,7 @@ from abi_jax.wdbx.rows import Rows, decode_ids, decode_rows
 from abi_jax.wdbx.spec import CollectionSpec, read_spec
 from abi_jax.wdbx.view import Row
 
-TELLING = (Kind.CREATE, Kind.DROP, Kind.UPSERT, Kind.DELETE)
+TELLING = (Kind.CREATE, Kind.DROP, Kind.UPSERT, Kind.DELETE, Kind.COLUMNS)
 
 
 @dataclass
@@ -26,7 +26,7 @@ class State:
 
 
 def tells(head: Head, collection: int) -> bool:
-    """Whether a version changed the collection's rows, and its payload says which."""
+    """Whether a version changed the collection, or rows of it, and its payload says how."""
     return head.collection == collection and head.kind in TELLING
 
 
@@ -45,6 +45,9 @@ def replay(state: State, id_: str | int, versions: Iterable[tuple[Head, bytes]])
             raise ValueError(f"version {at} changes a collection that is not there")
         elif head.kind is Kind.DROP:
             state = State(None, at)
+        elif head.kind is Kind.COLUMNS:
+            added = tuple((name, kind) for name, kind in json.loads(payload)["columns"])
+            state = replace(state, spec=replace(spec, schema=(*spec.schema, *added)))
         elif head.kind is Kind.UPSERT:
             rows = decode_rows(spec, payload)
             row = _where(rows.ids, id_)

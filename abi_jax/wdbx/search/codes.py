@@ -130,7 +130,7 @@ def _longer(array: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries as codes, and as they are, float64 `[B, D]`; of length 1 under cosine."""
+    """Queries as codes, of length 1 under cosine; and as they are, float64 `[B, D]`."""
 
     metric: str
     arrays: QueryArrays
@@ -140,15 +140,19 @@ class QueryCodes:
         return len(self.exact)
 
 
+def largest_code(dim: int) -> int:
+    """The largest code of queries: int32 holds the sum of as many products with int8."""
+    return min(LARGEST, (2**31 - 1) // (128 * dim))
+
+
 def make_query_codes(metric: str, queries: np.ndarray, share: float = 1.0) -> QueryCodes:
     """Codes of queries float32 `[B, D]`. share: of the largest error of codes, what counts."""
     count, dim = queries.shape
     padded = -(-dim // PADDED) * PADDED
-    most = min(LARGEST, (2**31 - 1) // (128 * padded))
     codes = np.empty((count, padded), np.int16) if padded == dim else np.zeros((count, padded), np.int16)
     steps, lengths = np.empty((2, count), np.float32)
     left, squares = np.empty((2, count))
     exact = np.empty((count, dim))
     given = np.ascontiguousarray(queries, np.float32)
-    code_queries(given, metric == "cosine", most, share, codes, steps, lengths, left, squares, exact)
+    code_queries(given, metric == "cosine", largest_code(padded), share, codes, steps, lengths, left, squares, exact)
     return QueryCodes(metric, QueryArrays(codes, steps, lengths, left, squares), exact)

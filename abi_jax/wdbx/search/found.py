@@ -22,6 +22,7 @@ class Found:
 
     rows: int64 `[B, W]`, counted through all parts, those of part p from `bases[p]` on. scores: `[B, W]`. counts: int64
     `[B]`, how many there are of a query. tied: bool `[B]`, whether two of them score the same. bases: int64 `[P + 1]`.
+    ids: int64 `[B, W]`, where a search knows them.
     """
 
     rows: np.ndarray
@@ -29,6 +30,7 @@ class Found:
     counts: np.ndarray
     tied: np.ndarray
     bases: np.ndarray
+    ids: np.ndarray | None = None
 
     def each(self) -> list[Best]:
         """What was found, one query after the other."""
@@ -91,11 +93,27 @@ def stacked(every: Sequence[Found]) -> Found:
     """What searches of the same parts found, one after the other."""
     if len(every) == 1:
         return every[0]
-    counts, width = np.concatenate([each.counts for each in every]), max(each.rows.shape[1] for each in every)
-    rows, scores = np.zeros((len(counts), width), np.int64), np.zeros((len(counts), width), np.float32)
+    counts, tied = (np.concatenate(each) for each in zip(*((each.counts, each.tied) for each in every), strict=True))
+    named = [each.ids for each in every if each.ids is not None]
+    ids = _beneath(named) if len(named) == len(every) else None
+    return Found(
+        _beneath([each.rows for each in every]),
+        _beneath([each.scores for each in every]),
+        counts,
+        tied,
+        every[0].bases,
+        ids,
+    )
+
+
+def _beneath(every: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays `[b, w]` one beneath the other, as wide as the widest."""
+    width = max(each.shape[1] for each in every)
+    if all(each.shape[1] == width for each in every):
+        return np.concatenate(every)
+    made = np.zeros((sum(len(each) for each in every), width), every[0].dtype)
     at = 0
     for each in every:
-        count, wide = each.rows.shape
-        rows[at : at + count, :wide], scores[at : at + count, :wide] = each.rows, each.scores
-        at += count
-    return Found(rows, scores, counts, np.concatenate([each.tied for each in every]), every[0].bases)
+        made[at : at + len(each), : each.shape[1]] = each
+        at += len(each)
+    return made

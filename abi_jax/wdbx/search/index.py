@@ -13,7 +13,7 @@ import numpy as np
 
 from abi_jax.wdbx.search.codes import Codes, CodesMaker
 from abi_jax.wdbx.search.ivf import Lists, make_lists, num_lists
-from abi_jax.wdbx.search.measure import ask, measure, measure_products
+from abi_jax.wdbx.search.measure import ask, by_codes, measure, measure_products
 from abi_jax.wdbx.search.products import ProductIndex, make_products
 from abi_jax.wdbx.search.threads import behind_searches
 
@@ -35,7 +35,13 @@ def make_index(metric: str, vectors: np.ndarray, codes: Codes) -> Index:
     """Lists of `vectors` `[n, D]`, and what can be said of their recall."""
     lists = make_lists(metric, vectors, codes, num_lists(len(vectors)))
     made = index_of(lists, vectors)
-    return Index(made.codes, replace(lists, ranks=measure(lists, ask(lists, vectors, made.codes))))
+    asked = ask(lists, vectors, by_codes(metric, vectors, made.codes))
+    return Index(made.codes, replace(lists, ranks=measure(lists, asked)))
+
+
+def lists_alone(metric: str, vectors: np.ndarray) -> Lists:
+    """Lists of `vectors` `[n, D]`, and what can be said of their recall; no codes are kept."""
+    return make_index(metric, vectors, CodesMaker(metric, vectors.shape[1], vectors.dtype).of(vectors)).lists
 
 
 def index_of(lists: Lists, vectors: np.ndarray) -> Index:
@@ -47,7 +53,7 @@ def make_product_index(metric: str, vectors: np.ndarray, codes: Codes, lists: Li
     """Product codes of `vectors` `[n, D]`, and lists, where there are none. codes: int8, needed until it is made."""
     lists = make_index(metric, vectors, codes).lists if lists is None else lists
     made = make_products(lists, vectors)
-    candidates = measure_products(made, ask(lists, vectors, codes))
+    candidates = measure_products(made, ask(lists, vectors, by_codes(metric, vectors, codes)))
     return ProductIndex(lists, replace(made, candidates=candidates))
 
 
@@ -96,6 +102,14 @@ class IndexMaker(_Maker[Index]):
             return lambda: make_index(self._metric, np.asarray(self._vectors), coded)
 
         return self._ask(there, begin, wait)
+
+
+class ListsMaker(_Maker[Lists]):
+    """Makes lists alone, once: for who searches them elsewhere, with no codes of rows."""
+
+    def ask(self, make: Callable[[np.ndarray], Lists], wait: bool) -> Lists | None:
+        """The lists, if they are made, or one waits for them. make: makes those of vectors `[n, D]`."""
+        return self._ask(None, lambda: lambda: make(np.asarray(self._vectors)), wait)
 
 
 class ProductMaker(_Maker[ProductIndex]):

@@ -119,14 +119,12 @@ def num_lists(rows: int) -> int:
 
 def make_lists(metric: str, vectors: np.ndarray, codes: Codes, count: int, seed: int = 0) -> Lists:
     """Learns `count` centroids (Lloyd, IEEE Trans. Inf. Theory 28, 1982) from a sample, and assigns every row."""
-    rng = np.random.default_rng(seed)
-    rows, dim = vectors.shape
-    sample = np.sort(rng.choice(rows, min(rows, SAMPLE * count), replace=False))
+    dim = vectors.shape[1]
+    sample, first = sampled(len(vectors), count, seed)
     places = codes.places(sample)
     some, scale = np.ascontiguousarray(codes.arrays.codes[places]), codes.arrays.scale[places]
     if metric == "l2":
         scale = scale / 2
-    first = rng.choice(len(sample), count, replace=False)
     centroids = some[first, :dim] * scale[first, None]
     for _ in range(ITERATIONS):
         lists, scores = _assign(metric, some, scale, centroids)
@@ -142,8 +140,20 @@ def make_lists(metric: str, vectors: np.ndarray, codes: Codes, count: int, seed:
     lists, _ = _assign(metric, codes.arrays.codes, whole, centroids)
     if len(codes.arrays.names):
         lists = lists[codes.inverse]
-    order = np.argsort(lists, kind="stable").astype(np.int32)
-    ends = np.searchsorted(lists[order], np.arange(count + 1)).astype(np.int64)
+    return lists_of(metric, centroids, lists)
+
+
+def sampled(rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that centroids are learned from, ascending, and which of these are the first centroids; int64 of each."""
+    rng = np.random.default_rng(seed)
+    sample = np.sort(rng.choice(rows, min(rows, SAMPLE * count), replace=False))
+    return sample, rng.choice(len(sample), count, replace=False)
+
+
+def lists_of(metric: str, centroids: np.ndarray, numbers: np.ndarray) -> Lists:
+    """The lists of rows, of which each is in one of `numbers`, int32 `[n]`; nothing was measured of them yet."""
+    order = np.argsort(numbers, kind="stable").astype(np.int32)
+    ends = np.searchsorted(numbers[order], np.arange(len(centroids) + 1)).astype(np.int64)
     return Lists(metric, centroids, order, ends, {})
 
 

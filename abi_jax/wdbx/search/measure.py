@@ -4,15 +4,16 @@ A row whose nearest neighbours are copies of it says nothing of a query that is 
 is nearer than `COPY` of the distance between neighbouring lists counts as one, and is passed over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 
+from abi_jax.wdbx.search.coded_part import CodedPart
 from abi_jax.wdbx.search.codes import Codes, make_query_codes
 from abi_jax.wdbx.search.found import Best
-from abi_jax.wdbx.search.host import CodedPart, search
+from abi_jax.wdbx.search.host import search
 from abi_jax.wdbx.search.ivf import Lists
 from abi_jax.wdbx.search.kernels.products import ranks_of
 from abi_jax.wdbx.search.products import SHARES, ProductCodes
@@ -28,6 +29,9 @@ COPY = 0.25
 WIDE = 90  # percent of lists have a neighbour as near: many copies of a row may be several lists by themselves
 
 
+Search = Callable[[np.ndarray, int], Sequence[Best]]  # the best rows, so many, of queries `[Q, D]`
+
+
 @dataclass(frozen=True)
 class Asked:
     """Rows that asked for their neighbours, float32 `[Q, D]`, and the rows that each of them found, nearest first."""
@@ -36,11 +40,17 @@ class Asked:
     found: Sequence[np.ndarray]
 
 
-def ask(lists: Lists, vectors: np.ndarray, codes: Codes) -> Asked:
-    """Lets some of `vectors` `[n, D]` ask for their neighbours that are no copies of them."""
+def by_codes(metric: str, vectors: np.ndarray, codes: Codes) -> Search:
+    """Searches `vectors` `[n, D]` on this host."""
+    parts = [CodedPart(vectors, codes)]
+    return lambda queries, count: search(parts, metric, queries, count).each()
+
+
+def ask(lists: Lists, vectors: np.ndarray, find: Search) -> Asked:
+    """Lets some of `vectors` `[n, D]` ask for their neighbours that are no copies of them. find: in all of these."""
     asking = np.unique(np.linspace(0, len(vectors) - 1, ASKING).astype(np.int64))
     queries = np.asarray(vectors[asking]).astype(np.float32)
-    others = _Others(lists, vectors, codes)
+    others = _Others(lists, vectors, find)
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(asking)
     every, deep = np.arange(len(asking)), np.arange(0, len(asking), DEEP)
     others.find(np.setdiff1d(every, deep), queries, SHALLOW, found)
@@ -89,21 +99,19 @@ def measure_products(codes: ProductCodes, asked: Asked) -> dict[int, np.ndarray]
 class _Others:
     """Neighbours of rows that are no copies of them."""
 
-    def __init__(self, lists: Lists, vectors: np.ndarray, codes: Codes) -> None:
+    def __init__(self, lists: Lists, vectors: np.ndarray, find: Search) -> None:
         self._metric = lists.metric
-        self._part = CodedPart(vectors, codes)
+        self._vectors = vectors
+        self._find = find
         self._least = COPY**2 * _spacing(lists.centroids)
 
     def find(self, which: np.ndarray, queries: np.ndarray, count: int, found: list[np.ndarray]) -> None:
         """Puts in `found` the nearest others of queries `[Q, D]` of numbers `which`, at most `count` of them each."""
         for start in range(0, len(which), ASKING_AT_ONCE):
             some = which[start : start + ASKING_AT_ONCE]
-            for i, each in zip(some.tolist(), self._search(queries[some], count), strict=True):
+            for i, each in zip(some.tolist(), self._find(queries[some], count + 1), strict=True):
                 apart = self._distances(queries[i], each) > self._least
                 found[i] = each.rows[apart][:count]
-
-    def _search(self, queries: np.ndarray, count: int) -> Sequence[Best]:
-        return search([self._part], self._metric, queries, count + 1).each()
 
     def _distances(self, query: np.ndarray, found: Best) -> np.ndarray:
         """Squared distances of what was found, of directions under cosine, float32."""
@@ -111,7 +119,7 @@ class _Others:
             return found.scores
         if self._metric == "cosine":
             return 2 - 2 * found.scores
-        vectors = np.asarray(self._part.vectors[found.rows]).astype(np.float32)
+        vectors = np.asarray(self._vectors[found.rows]).astype(np.float32)
         return np.asarray(np.square(vectors - query).sum(axis=1))
 
 

@@ -1,12 +1,16 @@
-"""Exact search on a mesh: every device scans its pages, candidates meet in one small merge, exact scores decide.
+"""Search on a mesh: every device scans its pages, candidates meet in one small merge, exact scores decide.
 
 The answer is that of `flat.search`. Devices return a few more rows than were asked for; where these do not reach below
-the margin by which scores may be off (many rows tie), every row above it is asked for.
+the margin by which scores may be off (many rows tie), every row above it is asked for. Asked for less than all, devices
+look at product codes alone, where these are wanted and of use, or at lists of rows that have some, where that takes
+less time.
 """
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,14 +18,23 @@ from jax.sharding import Mesh
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.errors import WdbxError
-from abi_jax.wdbx.search.exact import best_first, exact_scores
 from abi_jax.wdbx.search.found import Best, Found, found_of
-from abi_jax.wdbx.search.mesh_pages import PageShape, Queries, encode_queries, margin, page_shape
+from abi_jax.wdbx.search.mesh_near import Looking, Near, decide, lacking
+from abi_jax.wdbx.search.mesh_pages import PageShape, encode_queries, page_shape
 from abi_jax.wdbx.search.mesh_part import MeshPart
-from abi_jax.wdbx.search.mesh_pool import Pool, Scanned
+from abi_jax.wdbx.search.mesh_plan import plan, probes_for
+from abi_jax.wdbx.search.mesh_pool import Pool
+from abi_jax.wdbx.search.mesh_products import Coded, CodedSearch, CodePool, code_shape
 from abi_jax.wdbx.search.mesh_programs import Arrays, programs_on
-from abi_jax.wdbx.search.plan import Plan
+from abi_jax.wdbx.search.mesh_slab import Scanned
+from abi_jax.wdbx.search.plan import DEVIATIONS, Plan
+from abi_jax.wdbx.search.product_part import ProductPart
+from abi_jax.wdbx.search.threads import given_up_at_exit
 from abi_jax.wdbx.search.told import Told
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.search.ivf import Lists
+    from abi_jax.wdbx.search.products import ProductIndex
 
 BATCHES = (1, 4, 8, 16, 32, 64, 128, 256, 512)  # queries of a program
 MOST_QUERIES = {"cpu": 64}  # of a program: XLA multiplies more no quicker; elsewhere, all of these
@@ -31,7 +44,7 @@ KEPT_AT_ONCE = 1 << 20  # rows that a device returns for all queries of a progra
 SLAB_BYTES = {"cpu": 64 << 20}  # on a device; elsewhere:
 LARGEST_SLAB = 1 << 30
 KERNELS = ("xla", "pallas")
-SCORES_AT_ONCE = 1 << 24  # numbers of vectors that are scored exactly
+LISTS = ("auto", "mesh", "host")
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,18 @@ class MeshSearchConfig:
     whose products of shorter types are slow, int8 for vectors of int8, else bfloat16. The answer is the same with each.
     bytes_per_device: what vectors may take of a device's memory; collections that are larger are streamed through it.
     kernel: "xla", or "pallas" to fuse products and maxima. rows_per_page: a power of two; by default a page is 1 MiB.
+    lists: where inverted lists are made, "mesh" or "host"; "auto" is the host where devices are its own CPU.
     """
 
     compute: str = "auto"
     bytes_per_device: int | None = None
     kernel: str = "xla"
     rows_per_page: int | None = None
+    lists: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.lists not in LISTS:
+            raise InputError(f"lists {self.lists!r}: expected one of {', '.join(LISTS)}")
         if self.kernel not in KERNELS:
             raise InputError(f"kernel {self.kernel!r}: expected one of {', '.join(KERNELS)}")
         if self.compute != "auto" or self.rows_per_page is not None:
@@ -68,6 +85,7 @@ class MeshSearch:
         self.config = config or MeshSearchConfig()
         self.programs = programs_on(tuple(mesh.devices.flat), self.config.kernel)
         self._pools: dict[Hashable, Pool] = {}
+        self._coded = Coded()
 
     @property
     def nbytes(self) -> int:
@@ -82,18 +100,55 @@ class MeshSearch:
         queries: np.ndarray,
         top_k: int,
         told: Told | None = None,
+        recall: float = 1.0,
     ) -> Found:
         """The best rows of each query `[B, D]`, float32; rows that tie with the last one are all there.
 
-        collection: whose rows these are; its pages are kept together. told: what was done, if asked.
+        collection: whose rows these are; its pages are kept together. told: what was done, if asked. recall: of the
+        best rows, how many are to be found on average; 1: all, for certain.
         """
         found: list[Best] = []
         keep = keep_for(self._shape(parts, metric, queries.shape[1]).compute, parts, top_k)
         most = min(KEPT_AT_ONCE // keep, MOST_QUERIES.get(self.programs.platform, BATCHES[-1]))
         step = max((size for size in BATCHES if size <= most), default=1)
         for start in range(0, len(queries), step):
-            found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep, told)
+            found += self._some(collection, parts, metric, queries[start : start + step], top_k, keep, told, recall)
         return found_of(found, [len(each.vectors) for each in parts])
+
+    def explain(self, parts: Sequence[MeshPart], recall: float, top_k: int) -> list[Plan]:
+        """How each part would be searched for one query, and why, with the lists that there are. Makes nothing."""
+        made = [plan(each, each.lists(), recall, top_k, 1, self.programs.platform) for each in parts]
+        for number, coded in self._coded_parts(parts, _products(parts, recall), recall, top_k).items():
+            made[number] = coded.plan(recall, top_k)
+        return [self._here(each) for each in made]
+
+    @property
+    def makes_lists(self) -> bool:
+        """Whether lists are made on the devices."""
+        own = self.programs.platform == "cpu" and self.programs.alone
+        return self.config.lists == "mesh" or (self.config.lists == "auto" and not own)
+
+    def wants_lists(self, metric: str, vectors: np.ndarray) -> bool:
+        """Whether lists of some vectors can be made unasked: no other process need help, and rows need not stream."""
+        part = MeshPart(self, vectors, np.ones(1, bool))
+        return self.programs.alone and self._fits(self._shape([part], metric, vectors.shape[1]), [part])
+
+    def make_lists(self, collection: Hashable, owner: object, metric: str, vectors: np.ndarray) -> "Lists":
+        """Lists of the vectors `[n, D]` of an owner, made on the devices, and what can be said of their recall."""
+        from abi_jax.wdbx.search.mesh_kmeans import make_lists  # imported where lists are, since it compiles kernels
+
+        part = MeshPart(owner, vectors, np.ones(len(vectors), bool))
+
+        def find(queries: np.ndarray, count: int) -> Sequence[Best]:
+            with self.programs.lock:
+                pool = self._pool(collection, self._shape([part], metric, vectors.shape[1]))
+                searches = pool.searches
+                found = self(collection, [part], metric, queries, count).each()
+                pool.searches = searches  # else what others asked for would be old soon
+            return found
+
+        with given_up_at_exit():
+            return make_lists(self.programs, metric, vectors, find)
 
     def _shape(self, parts: Sequence[MeshPart], metric: str, dim: int) -> PageShape:
         compute = self.config.compute
@@ -111,30 +166,138 @@ class MeshSearch:
         top_k: int,
         keep: int,
         told: Told | None,
+        recall: float,
     ) -> list[Best]:
-        batch = next(size for size in BATCHES if size >= len(queries))
         with self.programs.lock:
-            pool = self._pool(collection, parts, metric, queries.shape[1])
-            self._check(parts, queries, top_k)
-            encoded = encode_queries(pool.shape, queries, batch)
-            near, floors, incomplete = self._near(pool, parts, encoded, top_k, len(queries), keep)
-            if incomplete:
-                near += self._all_above(pool, parts, queries, incomplete, floors)
-            if told is not None:
-                self._tell(told, pool.shape.compute, parts, len(queries), len(incomplete))
+            self._check(parts, queries, top_k, recall)
+            coded = self._coded_parts(parts, self._agreed(parts, recall), recall, top_k)
+            others = [i for i in range(len(parts)) if i not in coded]
+            near = self._by_codes(collection, parts, coded, metric, queries, top_k, told, recall)
+            if others:
+                rows, noted = [parts[i] for i in others], None if told is None else (told, others)
+                found = self._by_rows(collection, rows, metric, queries, top_k, keep, noted, recall)
+                near += [replace(each, part=np.array(others)[each.part]) for each in found]
         return decide(parts, metric, queries, top_k, near)
 
-    def _tell(self, told: Told, compute: str, parts: Sequence[MeshPart], queries: int, again: int) -> None:
-        """Notes how parts were searched. again: for how many queries all rows above a bound were asked for."""
-        where = f"{self.programs.devices} devices of type {self.programs.platform}, {compute} by {self.config.kernel}"
-        rows = [len(part.vectors) if part.allowed.any() else 0 for part in parts]
-        once = [Plan("mesh", count, len(part.vectors), 0, where) for count, part in zip(rows, parts, strict=True)]
-        twice = f"{where}; twice, since rows tie or are nearly as good"
-        told.add(enumerate(once), queries - again)
-        told.add(enumerate(replace(plan, rows=2 * plan.rows, why=twice) for plan in once), again)
+    def _by_rows(
+        self,
+        collection: Hashable,
+        parts: Sequence[MeshPart],
+        metric: str,
+        queries: np.ndarray,
+        top_k: int,
+        keep: int,
+        told: tuple[Told, Sequence[int]] | None,
+        recall: float,
+    ) -> list[Near]:
+        """What devices find by the rows that they hold. told: and the numbers of the parts."""
+        batch = next(size for size in BATCHES if size >= len(queries))
+        pool = self._pool(collection, self._shape(parts, metric, queries.shape[1]))
+        plans = self._plans(pool, parts, recall, top_k, batch)
+        probes = probes_for(pool, parts, plans, queries, top_k, recall)
+        share = 1.0 if recall >= 1 else min(1.0, DEVIATIONS / queries.shape[1] ** 0.5)
+        looked = Looking(self.programs, pool, parts, probes, partial(self._slabs, pool, parts), share)
+        near, floors, again = looked.near(encode_queries(pool.shape, queries, batch), top_k, len(queries), keep)
+        if probes:
+            again = sorted({*again, *lacking(near, parts, top_k, len(queries))})
+            if again:
+                rest = self._by_rows(collection, parts, metric, queries[again], top_k, keep, None, 1.0)
+                near = [each.without(again) for each in near]
+                near += [replace(each, query=np.array(again)[each.query]) for each in rest]
+        elif again:
+            near += looked.all_above(queries, again, floors)
+        if told is not None:
+            self._tell(told, pool.shape.compute, looked.done(plans, len(queries)), bool(probes), again, len(queries))
+        return near
 
-    def _pool(self, collection: Hashable, parts: Sequence[MeshPart], metric: str, dim: int) -> Pool:
-        shape = self._shape(parts, metric, dim)
+    def _by_codes(
+        self,
+        collection: Hashable,
+        parts: Sequence[MeshPart],
+        coded: Mapping[int, ProductPart],
+        metric: str,
+        queries: np.ndarray,
+        top_k: int,
+        told: Told | None,
+        recall: float,
+    ) -> list[Near]:
+        """What devices find by product codes, of the parts that are searched so."""
+        if not coded:
+            return []
+        shape = code_shape(metric, queries.shape[1], self.config.rows_per_page)
+        pool = self._pool(collection, shape, CodePool)
+        assert isinstance(pool, CodePool)
+        if told is not None:
+            plans = ((number, part.plan(recall, top_k)) for number, part in coded.items())
+            told.add([(number, self._here(plan, ", product codes")) for number, plan in plans], len(queries))
+        search = CodedSearch(self.programs, pool, parts, coded, self._slabs, BATCHES)
+        return search.near(queries, top_k, recall, KEPT_AT_ONCE)
+
+    def _coded_parts(
+        self, parts: Sequence[MeshPart], products: "Sequence[ProductIndex | None]", recall: float, top_k: int
+    ) -> dict[int, ProductPart]:
+        """By number, the parts that are searched by product codes."""
+        pairs = enumerate(zip(parts, products, strict=True))
+        made = {i: self._coded.part(part, index) for i, (part, index) in pairs if index is not None}
+        return {i: each for i, each in made.items() if each.useful(recall, top_k)}
+
+    def _agreed(self, parts: Sequence[MeshPart], recall: float) -> "list[ProductIndex | None]":
+        """The product codes of each part, where all processes have the same."""
+        found = _products(parts, recall)
+        if any(each.products is not None for each in parts) and not self.agree([_digest(each) for each in found]):
+            return [None] * len(parts)
+        return found
+
+    def _plans(self, pool: Pool, parts: Sequence[MeshPart], recall: float, top_k: int, batch: int) -> list[Plan]:
+        """How parts are searched; rows whose lists are looked at stand by these from here on."""
+        if recall >= 1:
+            return [plan(part, None, recall, top_k, batch, self.programs.platform) for part in parts]
+        lists = [None if (layout := pool.layout(part)) is None else layout.lists for part in parts]
+        if self._fits(pool.shape, parts):
+            every = [each or part.lists() for each, part in zip(lists, parts, strict=True)]
+            if self.agree([b"" if each is None else each.ends.tobytes() for each in every]):
+                lists = every
+        made = []
+        for part, each in zip(parts, lists, strict=True):
+            made.append(plan(part, each, recall, top_k, batch, self.programs.platform))
+            if each is not None and made[-1].way == "ivf":
+                pool.arrange(part, each)
+        return made
+
+    def _fits(self, shape: PageShape, parts: Sequence[MeshPart]) -> bool:
+        """Whether the devices may hold all rows: lists are of no use for rows that stream through them."""
+        return self.config.bytes_per_device is None or self._needed(shape, parts) <= self.config.bytes_per_device
+
+    def _needed(self, shape: PageShape, parts: Sequence[MeshPart]) -> int:
+        pages = sum(-(-len(part.vectors) // shape.rows) for part in parts if part.allowed.any())
+        return -(-pages // self.programs.devices) * shape.nbytes
+
+    def _here(self, plan: Plan, how: str = "") -> Plan:
+        """The plan, with where it is carried out."""
+        where = f"{self.programs.devices} devices of type {self.programs.platform}{how}"
+        return replace(plan, why=f"{where}; {plan.why}" if plan.why else where)
+
+    def _tell(
+        self,
+        told: tuple[Told, Sequence[int]],
+        compute: str,
+        plans: Sequence[Plan],
+        by_lists: bool,
+        again: Sequence[int],
+        queries: int,
+    ) -> None:
+        """Notes how parts were searched. again: the queries for which all rows were looked at after that."""
+        how = f", {compute} by {self.config.kernel}"
+        why = "lists held too few rows, so that all were searched after them" if by_lists else "twice"
+        ties = "" if by_lists else ", since rows tie or are nearly as good"
+        twice = [
+            replace(plan, way="mesh", rows=plan.rows + (plan.of if plan.rows else 0), why=f"{why}{ties}")
+            for plan in plans
+        ]
+        for each, count in ((plans, queries - len(again)), (twice, len(again))):
+            told[0].add(zip(told[1], (self._here(plan, how) for plan in each), strict=True), count)
+
+    def _pool(self, collection: Hashable, shape: PageShape, kind: type[Pool] = Pool) -> Pool:
         key = (collection, shape)
         if key not in self._pools:
             most = SLAB_BYTES.get(self.programs.platform, LARGEST_SLAB)
@@ -145,26 +308,32 @@ class MeshSearch:
                         f"pages of {shape.rows} rows of {shape.dim} x {shape.compute}"
                     )
                 most = min(most, self.config.bytes_per_device // 4)
-            self._pools[key] = Pool(shape, self.programs, max(1, most // shape.nbytes))
+            self._pools[key] = kind(shape, self.programs, max(1, most // shape.nbytes))
         pool = self._pools.pop(key)
         if self.programs.alone:
             self._pools = {other: each for other, each in self._pools.items() if each.is_wanted()}
         self._pools[key] = pool  # the last that was used
         return pool
 
-    def _check(self, parts: Sequence[MeshPart], queries: np.ndarray, top_k: int) -> None:
+    def _check(self, parts: Sequence[MeshPart], queries: np.ndarray, top_k: int, recall: float) -> None:
         """Raises `WdbxError` where processes ask different things: they would wait for each other without end."""
         if self.programs.alone:
             return
-        said = hashlib.sha256(np.array([top_k, len(queries)]).tobytes())
-        for part in parts:
-            said.update(np.array([len(part.vectors)]).tobytes() + np.packbits(part.allowed).tobytes())
-        said.update(queries.tobytes())
-        if not self.programs.agree(np.frombuffer(said.digest()[:16], np.int32)):
+        wanted = any(part.products is not None for part in parts)
+        asked = np.array([top_k, len(queries), recall, wanted]).tobytes()
+        rows = [np.array([len(part.vectors)]).tobytes() + np.packbits(part.allowed).tobytes() for part in parts]
+        if not self.agree([asked, *rows, queries.tobytes()]):
             raise WdbxError(
                 "the processes of a mesh ask different things of a collection; expected the same version, queries, "
-                "filter and top_k in each of them"
+                "filter, top_k, recall and codes in each of them"
             )
+
+    def agree(self, said: Sequence[bytes]) -> bool:
+        """Whether all processes say the same; all of them ask, at the same place among searches."""
+        if self.programs.alone:
+            return True
+        digest = hashlib.sha256(b"".join(len(each).to_bytes(8, "little") + each for each in said)).digest()
+        return self.programs.agree(np.frombuffer(digest[:16], np.int32))
 
     def _slabs(self, pool: Pool, parts: Sequence[MeshPart], pending: list[Arrays]) -> Iterator[tuple[Scanned, int]]:
         """The slabs of a search, and from which row of a device on each counts. pending: what was made of them."""
@@ -174,9 +343,7 @@ class MeshSearch:
             missing = pool.prepare(parts, None)
         else:
             size = 1 << (max(1, budget // 4 // page).bit_length() - 1)
-            pages = sum(-(-len(part.vectors) // pool.shape.rows) for part in parts if part.allowed.any())
-            needed = -(-pages // self.programs.devices) * page
-            self._make_room(pool, min(needed, budget), budget)
+            self._make_room(pool, min(self._needed(pool.shape, parts), budget), budget)
             for room in (budget, budget - 2 * size * page):  # what is streamed needs room for two slabs
                 while pool.nbytes > room:
                     pool.drop(pool.slabs[-1])
@@ -204,110 +371,23 @@ class MeshSearch:
             while other.slabs and sum(each.nbytes for each in others) + max(needed, pool.nbytes) > budget:
                 other.drop(other.slabs[-1])
 
-    def _near(
-        self, pool: Pool, parts: Sequence[MeshPart], queries: Queries, top_k: int, count: int, keep: int
-    ) -> tuple[list["Near"], np.ndarray, list[int]]:
-        """Candidates, floors of scores `[B]`, and the queries for which there may be more candidates than these."""
-        batch = queries.parts.shape[1]
-        sent = [self.programs.copy(queries.parts), self.programs.copy(queries.scales)]
-        best = self.programs.begin(batch, keep)
-        pending: list[Arrays] = []
-        scanned, bases = [], []
-        for each, base in self._slabs(pool, parts, pending):
-            best = self.programs.scan(each.slab.arrays, each.mask, base, sent, best)
-            pending.append(best)
-            scanned.append((each.part, each.page, each.slab.slots))
-            bases.append(base)
-        if not scanned:
-            return [], np.full(count, -np.inf), []
-        scores, device, row, left, reach = (np.asarray(each) for each in self.programs.merge(best))
-        off = margin(pool.shape, queries, float(reach[0]), float(reach[1]))
-        scores = scores[:count].astype(np.float64)
-        floors = scores[:, top_k - 1] - 2 * off if top_k <= keep else np.full(count, -np.inf)
-        unseen = np.maximum(left[:count], scores[:, -1])
-        incomplete = np.flatnonzero((unseen > -np.inf) & (unseen >= floors)).tolist()
-        good = (scores > -np.inf) & (scores >= floors[:, None])
-        good[incomplete] = False
-        query, place = np.nonzero(good)
-        found = locate(pool.shape.rows, self.programs.devices, scanned, bases, device[query, place], row[query, place])
-        return [Near(query, *found)], floors, incomplete
 
-    def _all_above(
-        self, pool: Pool, parts: Sequence[MeshPart], queries: np.ndarray, which: Sequence[int], floors: np.ndarray
-    ) -> list["Near"]:
-        """Every row of a few queries that scores its floor or more."""
-        encoded = [encode_queries(pool.shape, queries[q : q + 1], BATCHES[0]) for q in which]
-        sent = [(self.programs.copy(each.parts), self.programs.copy(each.scales)) for each in encoded]
-        with np.errstate(over="ignore"):
-            low = np.nextafter(floors.astype(np.float32), np.float32(-np.inf))
-        found = []
-        pending: list[Arrays] = []
-        for each, _ in self._slabs(pool, parts, pending):
-            for q, query in zip(which, sent, strict=True):
-                floor = self.programs.copy(low[q])
-                told = np.asarray(self.programs.above(each.slab.arrays, each.mask, query, floor))
-                slot, row = np.nonzero(told)
-                found.append(Near(np.full(len(slot), q), each.part[slot], each.page[slot] * pool.shape.rows + row))
-        return found
+def _products(parts: Sequence[MeshPart], recall: float) -> "list[ProductIndex | None]":
+    return [part.products() if part.products is not None and recall < 1 else None for part in parts]
+
+
+def _digest(index: "ProductIndex | None") -> bytes:
+    """What codes follow from, of the same rows."""
+    if index is None:
+        return b""
+    measured = [index.codes.candidates[each] for each in sorted(index.codes.candidates)]
+    return b"".join(each.tobytes() for each in (index.codes.books, index.lists.ends, *measured))
 
 
 def keep_for(compute: str, parts: Sequence[MeshPart], top_k: int) -> int:
     """How many rows a device returns for a query: a power of two, and no more than there can be."""
     wanted = top_k if top_k <= MANY_ROWS else min(top_k, sum(len(part.vectors) for part in parts))
     return max(FEWEST_KEPT[compute], 1 << (2 * wanted - 1).bit_length())
-
-
-@dataclass(frozen=True)
-class Near:
-    """Candidates: of which query, in which part of the search, which row of it."""
-
-    query: np.ndarray
-    part: np.ndarray
-    row: np.ndarray
-
-
-def locate(
-    rows: int,
-    devices: int,
-    scanned: Sequence[tuple[np.ndarray, np.ndarray, int]],
-    bases: Sequence[int],
-    device: np.ndarray,
-    row: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Part of the search and row in it, from the device and the row there, counted through what it scanned."""
-    which = np.searchsorted(np.array(bases), row, side="right") - 1
-    part, at = np.zeros(len(row), np.int64), np.zeros(len(row), np.int64)
-    for i in np.unique(which).tolist():
-        chosen = which == i
-        parts, pages, slots = scanned[i]
-        inside = row[chosen] - bases[i]
-        slot = device[chosen] * (slots // devices) + inside // rows
-        part[chosen], at[chosen] = parts[slot], pages[slot] * rows + inside % rows
-    return part, at
-
-
-def decide(parts: Sequence[MeshPart], metric: str, queries: np.ndarray, top_k: int, near: Sequence[Near]) -> list[Best]:
-    """The best candidates of each query by their exact scores; those that tie with the last one are all there."""
-    query = np.concatenate([np.zeros(0, np.int64), *(each.query for each in near)])
-    part = np.concatenate([np.zeros(0, np.int64), *(each.part for each in near)])
-    row = np.concatenate([np.zeros(0, np.int64), *(each.row for each in near)])
-    scores = np.zeros(len(row), np.float32)
-    at_once = max(1, SCORES_AT_ONCE // queries.shape[1])
-    for number in np.unique(part).tolist():
-        chosen = np.flatnonzero(part == number)
-        for start in range(0, len(chosen), at_once):
-            some = chosen[start : start + at_once]
-            scores[some] = exact_scores(metric, queries[query[some]], np.asarray(parts[number].vectors[row[some]]))
-    keys = best_first(metric, scores)
-    order = np.lexsort((row, part, keys, query))
-    ends = np.searchsorted(query[order], np.arange(len(queries) + 1))
-    found = []
-    for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        mine = order[start:end]
-        if len(mine) > top_k:
-            mine = mine[keys[mine] <= keys[mine[top_k - 1]]]
-        found.append(Best(part[mine], row[mine], scores[mine]))
-    return found
 
 
 def on_mesh(mesh: Mesh | MeshSearch | None, config: MeshSearchConfig | None = None) -> MeshSearch | None:

@@ -18,6 +18,7 @@ from abi_jax.errors import InputError
 COMPUTE = ("float32", "bfloat16", "int8")
 PAGE_BYTES = 1 << 20
 SMALLEST_PAGE, LARGEST_PAGE = 128, 4096  # rows
+CODED = 16  # dimensions of which codes take two bytes
 IN_TWO = 16  # queries: up to so many a product of two parts of each costs little more than one of one
 LARGEST_CODE = 127.0
 SMALLEST_TOP = 1e-30  # a row of smaller numbers has codes of zero: its scale would not be a normal number
@@ -28,7 +29,10 @@ NUMPY = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat1
 
 @dataclass(frozen=True)
 class PageShape:
-    """Of what every page of a collection is made: `rows` rows of dimension `dim` as numbers of type `compute`."""
+    """Of what every page of a collection is made: `rows` rows of dimension `dim` as numbers of type `compute`.
+
+    "pq": as product codes, which `mesh_products` makes.
+    """
 
     metric: str
     dim: int
@@ -38,7 +42,14 @@ class PageShape:
     @property
     def nbytes(self) -> int:
         """Bytes of a page on a device, with scales, offsets and the mask of its rows."""
+        if self.compute == "pq":
+            return self.rows * (self.code_bytes + 1)
         return self.rows * (self.dim * NUMPY[self.compute].itemsize + 9)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a row as product codes: whole numbers of sub-spaces that a host looks up together."""
+        return -(-self.dim // CODED) * 2
 
 
 def page_shape(metric: str, dim: int, compute: str, rows: int | None = None) -> PageShape:
@@ -152,10 +163,13 @@ def encode_queries(shape: PageShape, queries: np.ndarray, batch: int) -> Queries
     return Queries(parts, scales, np.sqrt(np.square(wide).sum(axis=1)) + residuals, residuals)
 
 
-def margin(shape: PageShape, queries: Queries, longest: float, residual: float) -> np.ndarray:
-    """By how much a device's score may be off, and the rounding of exact scores to float32 with it; float64 `[B]`."""
+def margin(shape: PageShape, queries: Queries, longest: float, residual: float, share: float = 1.0) -> np.ndarray:
+    """By how much a device's score may be off, and the rounding of exact scores to float32 with it; float64 `[B]`.
+
+    share: of the largest error of what rows and queries are held as, what counts.
+    """
     lengths, errors = queries.lengths, queries.residuals
     reach = longest + residual
     rounding = TINY * (2 * shape.dim + 32) * lengths * reach + FLUSHED * shape.dim * (1 + lengths + reach)
-    made = errors * longest + lengths * residual + rounding
+    made = share * (errors * longest + lengths * residual) + rounding
     return 2 * made + 8 * TINY * np.square(lengths + longest) if shape.metric == "l2" else made

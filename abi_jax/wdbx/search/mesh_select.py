@@ -4,6 +4,7 @@ Rows stand in blocks. The best `keep` blocks by their maxima hold the best `keep
 What a form leaves out is never above what it says of it in `left`: search checks that, whatever the form.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -100,6 +101,24 @@ def better(first: Best, second: Best) -> Best:
     scores, chosen = jax.lax.top_k(jnp.concatenate([first.scores, second.scores], axis=1), first.scores.shape[1])
     at = jnp.take_along_axis(jnp.concatenate([first.at, second.at], axis=1), chosen, axis=1)
     return Best(scores, at, jnp.maximum(first.left, second.left))
+
+
+def best_in_tiles(
+    before: Best, rows: Sequence[jax.Array], tiles: int, base: jax.Array, look: Callable[..., Best]
+) -> Best:
+    """The best of `before` and of rows, arrays `[n, ..]`, looked at in so many turns; they are counted from `base`."""
+    count = len(rows[0])
+
+    def take(state: Best, tile: tuple[jax.Array, Sequence[jax.Array]]) -> tuple[Best, None]:
+        start, given = tile
+        found = look(*given)
+        return better(state, found._replace(at=found.at + base + start)), None
+
+    if tiles == 1:
+        return take(before, (jnp.int32(0), rows))[0]
+    starts = jnp.arange(tiles, dtype=jnp.int32) * (count // tiles)
+    split = tuple(each.reshape(tiles, count // tiles, *each.shape[1:]) for each in rows)
+    return jax.lax.scan(take, before, (starts, split))[0]
 
 
 def _padded(scores: jax.Array, at: jax.Array, keep: int) -> Best:

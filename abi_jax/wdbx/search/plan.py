@@ -14,6 +14,12 @@ MOST = 0.4  # of all rows: where lists hold more than that, a scan of all rows i
 FEW_SCORED = 4096  # rows that a filter leaves: where no more may be found, all of them are scored exactly
 FEW_SUMS = 32  # times as long as a sum of product codes takes an exact score
 DEVIATIONS = 3.5  # of the error of codes, which is sure to be less only up to sqrt(D) deviations
+BY_LISTS = ("ivf", "ivf+pq")
+
+
+def counted_errors(recall: float, dim: int) -> float:
+    """Of the largest error of codes, what counts: all of it, or what is likely where less than all is asked for."""
+    return 1.0 if recall >= 1 else min(1.0, DEVIATIONS / dim**0.5)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Plan:
 
     way: "flat" (all rows, by codes and the most these may be off), "gather" (the rows that a filter leaves, one by
     one), "quantised" (all rows, by codes and what these are off in all likelihood), "ivf" (the `nearest` lists), "pq"
-    or "ivf+pq" (all rows, or these lists, by product codes); also "mesh" (on the devices of one) and "keyword" (by
+    or "ivf+pq" (all rows, or these lists, by product codes); also "mesh" (all rows, on its devices) and "keyword" (by
     words). rows: about how many are looked at for a query, of so many.
     """
 
@@ -67,13 +73,19 @@ class ProductPlan(Plan):
 
 
 def choose_products(
-    count: int, allowed: int, index: "ProductIndex", recall: float, top_k: int, evenly: Callable[[], bool]
+    count: int,
+    allowed: int,
+    index: "ProductIndex",
+    recall: float,
+    top_k: int,
+    evenly: Callable[[], bool],
+    by_lists: bool = True,
 ) -> tuple[ProductPlan, float] | None:
     """The plan, and what recall its lists are asked for.
 
     None where product codes do not reach the recall, or by so many exact scores that int8 codes are better. evenly:
     whether the rows that a filter leaves lie where the others do; elsewhere nothing was measured. Where lists and codes
-    both miss some rows, each may miss as many: the recall is the product of theirs.
+    both miss some rows, each may miss as many: the recall is the product of theirs. by_lists: whether these are there.
     """
     if allowed <= FEW_SCORED and allowed < count:
         why = f"{allowed} of {count} rows may be found, and all of them are scored"
@@ -86,7 +98,7 @@ def choose_products(
     made = []
     each = recall**0.5
     nearest, candidates = index.lists.enough(each, neighbours), index.codes.enough(each, neighbours)
-    if nearest is not None and candidates is not None:
+    if by_lists and nearest is not None and candidates is not None:
         rows = index.lists.rows_in(nearest)
         why = f"{some}recall {recall:g} was measured with {nearest} lists, of which {candidates} rows are scored"
         made.append((ProductPlan("ivf+pq", rows, count, nearest, why, candidates), each))

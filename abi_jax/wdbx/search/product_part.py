@@ -16,10 +16,10 @@ from abi_jax.wdbx.search.kernels.products import PLACES, SUM, best_keys, scan_pr
 from abi_jax.wdbx.search.kernels.shuffle import BLOCK
 from abi_jax.wdbx.search.plan import ProductPlan, choose_products
 from abi_jax.wdbx.search.products import ProductCodes, ProductIndex
-from abi_jax.wdbx.search.threads import run, shares
+from abi_jax.wdbx.search.threads import run, shares, workers
 
 if TYPE_CHECKING:
-    from abi_jax.wdbx.search.host import CodedPart
+    from abi_jax.wdbx.search.coded_part import CodedPart
 
 SHARE = 1 << 21  # sums of a sub-space that are worth a thread
 EVEN = 0.99  # of rows: in lists of which a filter leaves as much as elsewhere, but for chance
@@ -30,13 +30,16 @@ EVERYTHING = np.zeros(0, bool)
 class ProductPart:
     """Rows that are searched together: vectors `[n, D]`, lists and product codes, and which may be found; None: all.
 
-    every: called for the same rows with int8 codes.
+    every: called for the same rows with int8 codes. by_lists: whether some lists alone may be looked at. ids: of the
+    rows, int64 `[n]`, where these are numbers.
     """
 
     vectors: np.ndarray
     index: ProductIndex
     allowed: np.ndarray | None
     every: "Callable[[], CodedPart]"
+    by_lists: bool = True
+    ids: np.ndarray | None = None
 
     @property
     def codes(self) -> ProductCodes:
@@ -78,7 +81,7 @@ class ProductPart:
     def _plan(self, recall: float, top_k: int) -> tuple[ProductPlan, float] | None:
         if (recall, top_k) not in self._plans:
             about = (len(self.codes), self.num_allowed, self.index, recall, top_k)
-            self._plans[recall, top_k] = choose_products(*about, lambda: self._evenly)
+            self._plans[recall, top_k] = choose_products(*about, lambda: self._evenly, self.by_lists)
         return self._plans[recall, top_k]
 
     def useful(self, recall: float, top_k: int) -> bool:
@@ -90,6 +93,12 @@ class ProductPart:
         made = self._plan(recall, top_k)
         assert made is not None
         return made[0]
+
+    def recall_of_lists(self, recall: float, top_k: int) -> float:
+        """What recall the lists of the plan are asked for."""
+        made = self._plan(recall, top_k)
+        assert made is not None
+        return made[1]
 
     def chosen(self, queries: QueryCodes, top_k: int, recall: float) -> np.ndarray:
         """The lists that each query looks at, int32 `[B, W]`; what is negative is none."""
@@ -111,7 +120,15 @@ class ProductPart:
             keys = self._scan_lists(self.chosen(queries, top_k, recall), tables, plan.candidates)
         else:
             keys = self._scan_all(tables, plan.candidates, threads)
-        return _kept(base + self.codes.order[np.where(keys < 0, 0, PLACES - keys % SUM)], (keys >= 0).sum(axis=1))
+        return _kept(base + self._rows(keys), (keys >= 0).sum(axis=1))
+
+    def highest(self, tables: np.ndarray, wanted: int) -> list[np.ndarray]:
+        """Of each query, by its table, the `wanted` rows that sum up to the most."""
+        keys = self._scan_all(tables, wanted, workers())
+        return [rows[there] for rows, there in zip(self._rows(keys), keys >= 0, strict=True)]
+
+    def _rows(self, keys: np.ndarray) -> np.ndarray:
+        return np.asarray(self.codes.order[np.where(keys < 0, 0, PLACES - keys % SUM)])
 
     def _scan_lists(self, chosen: np.ndarray, tables: np.ndarray, wanted: int) -> np.ndarray:
         kept, made = _nothing(len(tables), wanted), np.full((len(tables), wanted), -1, np.int64)

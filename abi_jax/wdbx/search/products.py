@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from abi_jax.wdbx.search.ivf import Lists, careful
-from abi_jax.wdbx.search.kernels.products import LARGEST, encode_products, learn_books
+from abi_jax.wdbx.search.ivf import QUERIES_OF_A_SHARE, Lists, careful
+from abi_jax.wdbx.search.kernels.products import encode_products, learn_books, make_tables
 from abi_jax.wdbx.search.kernels.shuffle import BLOCK, HALF, TOGETHER
 from abi_jax.wdbx.search.threads import shares
 
@@ -21,6 +21,7 @@ CENTROIDS = 16
 SAMPLE = 8192  # rows that centroids are learned from
 TURNS = 8
 BLOCKS_AT_ONCE = 256  # whose rows are turned into float32 together
+NOTHING = np.zeros((0, 0))
 SHARES = 1 - 2.0 ** (-np.arange(41) / 4)  # of neighbours, for which it is measured what holds them: up to 0.999
 
 
@@ -60,26 +61,21 @@ class ProductCodes:
         Each number is made by itself: what a query finds does not depend on the others.
         """
         spaces = len(self.books)
-        padded = np.zeros((len(queries), spaces, 1, DIMS))
-        padded.reshape(len(queries), -1)[:, : queries.shape[1]] = queries
-        scores = np.zeros((len(queries), spaces, CENTROIDS))
-        for j in range(DIMS):
-            scores += padded[..., j] * self._books[..., j]
-        if self.metric == "l2":
-            scores = 2 * scores - self._squares
-        scores -= scores.min(axis=2, keepdims=True)
-        ranges = scores.max(axis=2)
-        unit = np.maximum(ranges.max(axis=1) / 255, ranges.sum(axis=1) / (LARGEST - spaces))
-        unit = np.where(unit > 0, unit, 1)
-        return np.minimum(np.rint(scores / unit[:, None, None]), 255).astype(np.uint8)
+        made = np.empty((len(queries), spaces, CENTROIDS), np.uint8)
+        given = np.ascontiguousarray(queries, np.float64)
+
+        def work(first: int, last: int) -> None:
+            scores = np.empty((spaces, CENTROIDS))
+            make_tables(given[first:last], *self.centroids, scores, made[first:last])
+
+        shares(len(queries), work, QUERIES_OF_A_SHARE)
+        return made
 
     @cached_property
-    def _books(self) -> np.ndarray:
-        return self.books.astype(np.float64)
-
-    @cached_property
-    def _squares(self) -> np.ndarray:
-        return np.asarray(np.square(self._books).sum(axis=2))
+    def centroids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centroids float64 `[M, 16, 4]`, and the squares of their lengths under l2, `[M, 16]`, else `[0, 0]`."""
+        books = self.books.astype(np.float64)
+        return books, np.asarray(np.square(books).sum(axis=2)) if self.metric == "l2" else NOTHING
 
 
 @dataclass(frozen=True)

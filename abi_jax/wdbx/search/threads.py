@@ -1,5 +1,6 @@
 """Threads for compiled loops, which do not hold the interpreter: those of searches, and others of work behind them."""
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,36 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_ending = threading.Event()
+_given_up: set[threading.Thread] = set()
+
+
+@contextmanager
+def given_up_at_exit() -> Iterator[None]:
+    """What this thread does meanwhile is given up when the process ends, at the next `check_exit`.
+
+    A daemon thread that is in the midst of a program of JAX when the interpreter ends would abort the process.
+    """
+    thread = threading.current_thread()
+    _given_up.add(thread)
+    try:
+        yield
+    finally:
+        _given_up.discard(thread)
+
+
+def check_exit() -> None:
+    """Ends this thread where the process ends and what it does is to be given up."""
+    if _ending.is_set() and threading.current_thread() in _given_up:
+        raise SystemExit
+
+
+@atexit.register
+def _end() -> None:
+    _ending.set()
+    for thread in list(_given_up):
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 @contextmanager

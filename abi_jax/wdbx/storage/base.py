@@ -1,6 +1,6 @@
 """What a store asks of where it lives: a folder of this machine (`local.py`), or an object store (`objects.py`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,14 +94,17 @@ class Storage(Protocol):
     def settle(self) -> None:
         """Waits until what was deleted will not come back."""
 
-    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
-        """Writes a step of arrays, durable. tenant: whose they are, "" for the store's."""
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> dict[str, str]:
+        """Writes a step of arrays, durable; SHA-256 of its files by their path in it, hexadecimal, as they are stored.
+
+        tenant: whose they are, "" for the store's.
+        """
 
     def next_step(self, reserve: bool = False) -> int:
         """A number that no step has or had since the store was opened. reserve: until it is no longer in `reserved`."""
 
-    def load(self, name: str) -> Mapping[str, np.ndarray]:
-        """The arrays of a step."""
+    def load(self, name: str, files: Iterable[str]) -> Mapping[str, np.ndarray]:
+        """The arrays of a step. files: its own, by their path in it; what else is there is not looked at."""
 
     def lock(self) -> WriterLock:
         """Makes this process the one that writes. Raises `LockedError` where another one does."""

@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,9 +20,11 @@ from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.lock import WriterLock, take, taken
 from abi_jax.wdbx.storage.operations import FileOperations, LogFile
 from abi_jax.wdbx.storage.pin_file import PinFile, read_pin, write_pin
+from abi_jax.wdbx.storage.step_files import file_hashes
 
 PARTIAL = ".tmp-"  # what such a name stands for is not finished, and means nothing
 PIN_ATTEMPTS = 5
+READ_AT_ONCE = 4 << 20  # bytes: whoever hashes less at once asks for the interpreter, and waits for it, more often
 
 
 class LocalStorage:
@@ -158,23 +161,28 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):  # a copy may lack folders that are empty
                 self.operations.sync_folder(self.root / name)
 
-    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
-        """Writes a step of arrays: whole and durable, or not at all. tenant: whose they are, "" for the store's."""
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> dict[str, str]:
+        """Writes a step of arrays: whole and durable, or not at all. tenant: whose they are, "" for the store's.
+
+        SHA-256 of its files by their path in it; they are hashed while the disk is waited for.
+        """
         path, partial = self._paths(name)
         if self.ring is not None:
             arrays = seal_step(self.ring, name, arrays, tenant)
         with self._writing(partial):
             try:
                 self.operations.save_arrays(partial, arrays)
-                for file in sorted(partial.rglob("*")):
-                    (self.operations.sync_folder if file.is_dir() else self.operations.sync)(file)
-                self.operations.sync_folder(partial)
+                with ThreadPoolExecutor(1, thread_name_prefix="wdbx-hashes") as pool:
+                    hashing = pool.submit(file_hashes, self, partial.relative_to(self.root).as_posix())
+                    self.operations.sync_tree(partial)
+                hashes = hashing.result()
                 self.operations.rename(partial, path)
             except OSError:
                 with contextlib.suppress(OSError):
                     self.operations.remove_tree(partial)
                 raise
         self.operations.sync_folder(path.parent)
+        return hashes
 
     def next_step(self, reserve: bool = False) -> int:
         """A number that no step has or had since the store was opened. reserve: until it is no longer in `reserved`."""
@@ -184,9 +192,9 @@ class LocalStorage:
                 self.reserved.add(self._last_step)
             return self._last_step
 
-    def load(self, name: str) -> Mapping[str, np.ndarray]:
-        """The arrays of a step: mapped, or, encrypted, opened when they are first asked for."""
-        arrays = open_arrays(self.root / name)
+    def load(self, name: str, files: Iterable[str]) -> Mapping[str, np.ndarray]:
+        """The arrays of a step: mapped, or, encrypted, opened when they are first asked for. files: its own."""
+        arrays = open_arrays(self.root / name, files)
         return arrays if self.ring is None else open_step(self.ring, name, arrays)
 
     def paths(self, name: str) -> list[str]:
@@ -198,8 +206,11 @@ class LocalStorage:
     def digest(self, name: str) -> str | None:
         """SHA-256 of a file, hexadecimal; None where there is none."""
         try:
-            with (self.root / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            hashed, held = hashlib.sha256(), bytearray(min(READ_AT_ONCE, (self.root / name).stat().st_size + 1))
+            with (self.root / name).open("rb", buffering=0) as file:
+                while size := file.readinto(held):
+                    hashed.update(memoryview(held)[:size])
+            return hashed.hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -83,6 +83,9 @@ def take(root: Path, operations: FileOperations) -> WriterLock:
             )
         sleep(PATIENCE / 10)
     lock = WriterLock(file, os.fstat(file.fileno()).st_size, os.getpid())
+    if not lock.holds(root):  # who had it took the whole folder away
+        file.close()
+        return take(root, operations)
     file.write(f"process {os.getpid()}\n")
     file.flush()
     operations.sync(path)

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -24,6 +24,7 @@ from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.kvstore import Objects
 from abi_jax.wdbx.storage.lease import LOCK, TERM, Keeper, ObjectLock, ObjectPin, pin_ended, read_lease
 from abi_jax.wdbx.storage.object_log import ObjectLog, Parts, split_key
+from abi_jax.wdbx.storage.step_files import file_hashes
 
 STORE_FILE = "wdbx.json"
 FAR = 1 << 40  # between the numbers of two writers
@@ -63,6 +64,7 @@ class ObjectStorage:
         self._seen: dict[
             str, bytes
         ] = {}  # the generation of a file of the store itself, as it was last read or written
+        self._unsure: dict[str, list[bytes]] = {}  # what such a file may say since, for all that is known
         self._sizes: dict[str, int] = {}  # of what never changes
         self._saved: dict[str, bytes | None] = {}  # files of the last step, as they were read again to be hashed
         self._numbering = threading.Lock()
@@ -152,11 +154,25 @@ class ObjectStorage:
             self.objects.put(name, data)
             self._sizes[name] = len(data)
         else:
-            before = self._seen[name] if name in self._seen else self.objects.get(name)[1]
-            made = self.objects.replace(name, data, before)
+            made = self._replace(name, data)
             if made is None:
                 raise FencedError(f"{self}/{name} has been replaced by another writer; nothing was written")
             self._seen[name] = made
+            self._unsure.pop(name, None)
+
+    def _replace(self, name: str, data: bytes) -> bytes | None:
+        """Writes a file of the store itself; its generation. None where it is neither what was seen nor what was
+        written since without an answer."""
+        before = self._seen[name] if name in self._seen else self.objects.get(name)[1]
+        unsure = self._unsure.setdefault(name, [])
+        try:
+            made = self.objects.replace(name, data, before)
+            while made is None and (found := self.objects.get(name))[0] in unsure:
+                made = self.objects.replace(name, data, found[1])
+        except StorageError:
+            unsure.append(data)
+            raise
+        return made
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Writes a file that is not there, whole and durable. False where there is one, which stays."""
@@ -182,14 +198,16 @@ class ObjectStorage:
             self._parts.delete(name)
         else:
             self.objects.delete(keys)
+            self._seen.pop(name, None)
 
     def settle(self) -> None:
         """What was deleted does not come back."""
 
-    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> None:
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], tenant: str) -> dict[str, str]:
         """Writes a step of arrays, durable; one that is interrupted is garbage, as long as no manifest names it.
 
-        tenant: whose they are, "" for the store's. Raises `WdbxError` where another writer has written there.
+        SHA-256 of its files by their path in it, as the server gives them back. tenant: whose they are, "" for the
+        store's. Raises `WdbxError` where another writer has written there.
         """
         if self.ring is not None:
             arrays = seal_step(self.ring, name, arrays, tenant)
@@ -202,6 +220,7 @@ class ObjectStorage:
             raise WdbxError(f"{self}/{taken[0]} is there already, of another writer or one that was interrupted")
         self._sizes |= {key: len(data) for key, data in made.items()}
         self._saved = dict.fromkeys(made)
+        return file_hashes(self, name)
 
     def next_step(self, reserve: bool = False) -> int:
         """A number that no step has or had, nor another writer draws. reserve: until it is no longer in `reserved`.
@@ -218,14 +237,19 @@ class ObjectStorage:
                 self.reserved.add(self._last_step)
             return self._last_step
 
-    def load(self, name: str) -> Mapping[str, np.ndarray]:
-        """The arrays of a step, in memory; of an encrypted one as they are stored, and opened when first asked for."""
+    def load(self, name: str, files: Iterable[str]) -> Mapping[str, np.ndarray]:
+        """The arrays of a step, in memory; of an encrypted one as they are stored, and opened when first asked for.
+
+        files: its own. No other object is read.
+        """
         saved, self._saved = self._saved, {}
-        found = {key: data for key, data in saved.items() if data is not None and key.startswith(f"{name}/")}
-        if len(found) < len(saved) or not found:
-            found = self.objects.get_all(self._list(f"{name}/"))
+        wanted = {f"{name}/{path}": path for path in files}
+        found = {key: data for key in wanted if (data := saved.get(key)) is not None}
+        if len(found) < len(wanted):
+            found = self.objects.get_all(wanted)
         self._sizes |= {key: len(data) for key, data in found.items()}
-        arrays = read_arrays(f"{self}/{name}", {key.removeprefix(f"{name}/"): data for key, data in found.items()})
+        held = {wanted[key]: data for key, data in found.items()}
+        arrays = read_arrays(f"{self}/{name}", wanted.values(), held)
         return arrays if self.ring is None else open_step(self.ring, name, arrays)
 
     def lock(self) -> ObjectLock:

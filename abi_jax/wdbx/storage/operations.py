@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from abi_jax.files import sync_folder
 from abi_jax.wdbx.storage.arrays import save_arrays
 
 COPIED_AT_ONCE = 1 << 22  # bytes
+SYNCED_AT_ONCE = 8  # files
 
 
 class LogFile(Protocol):
@@ -57,6 +59,15 @@ class FileOperations:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+    def sync_tree(self, folder: Path) -> None:
+        """Waits until a folder is on disk with all that it holds: files and names, in no order.
+
+        Several are asked for at once, since a file system writes its journal once for all that wait for it.
+        """
+        every = [folder, *folder.rglob("*")]
+        with ThreadPoolExecutor(SYNCED_AT_ONCE, thread_name_prefix="wdbx-sync") as pool:
+            list(pool.map(lambda path: (self.sync_folder if path.is_dir() else self.sync)(path), every))
 
     def rename(self, source: Path, target: Path) -> None:
         """Gives a file or a folder another name; a file there is replaced."""

@@ -45,11 +45,11 @@ def open_storage(where: str | Path) -> Storage:
     return _in_memory(text, rest) if scheme == "memory" else _in_bucket(text, scheme, rest)
 
 
-def folder_of(where: str | Path) -> Path:
-    """The folder at a path. Raises `InputError` where it is a URL."""
-    if "://" in os.fspath(where):
-        raise InputError(f"{where} is a URL; expected a folder: backups are copies of files")
-    return Path(where)
+def place_of(where: str | Path) -> Storage:
+    """The storage at a path or URL that somebody will find again. Raises `InputError` where nobody will."""
+    if os.fspath(where) == "memory://":
+        raise InputError("memory:// is another place whenever it is opened; expected memory://name")
+    return open_storage(where)
 
 
 def _in_memory(url: str, name: str) -> "ObjectStorage":

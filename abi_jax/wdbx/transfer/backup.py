@@ -2,30 +2,33 @@
 
 import contextlib
 import logging
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from abi_jax.errors import InputError
 from abi_jax.wdbx.collect import collect
 from abi_jax.wdbx.crypto.keyring import KEYS_FILE
-from abi_jax.wdbx.errors import DamagedError, WdbxError
+from abi_jax.wdbx.errors import DamagedError, StorageError, WdbxError
 from abi_jax.wdbx.history import FOLDER as HISTORY
 from abi_jax.wdbx.history import history_head
 from abi_jax.wdbx.load import STORE_FILE, read_logs, read_manifest, read_store, step_name
 from abi_jax.wdbx.log.order import Logs
 from abi_jax.wdbx.manifest import Sealed, manifest_name
 from abi_jax.wdbx.pins import EVERYTHING, held, hold
-from abi_jax.wdbx.storage.base import FOLDERS
+from abi_jax.wdbx.storage.base import FOLDERS, Storage
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.storage.lock import LOCK_FILE
-from abi_jax.wdbx.storage.place import folder_of
+from abi_jax.wdbx.storage.place import open_storage, place_of
 from abi_jax.wdbx.stored_lists import FOLDER as INDEXES
 from abi_jax.wdbx.stored_lists import index_name
 from abi_jax.wdbx.transfer.replace import Progress, Replacement
 from abi_jax.wdbx.witness import HEAD_FILE, Witness
+
+if TYPE_CHECKING:
+    from abi_jax.wdbx.transfer.replace_objects import ObjectReplacement
 
 logger = logging.getLogger("abi_jax.wdbx")
 
@@ -43,7 +46,7 @@ class Copied:
 class _Source:
     """What is copied: logs cut off behind a version, and their bytes, the manifest in force there, and data keys."""
 
-    storage: LocalStorage
+    storage: Storage
     logs: Logs
     files: dict[str, bytes]
     sealed: Sealed
@@ -76,13 +79,15 @@ class _Source:
 
 
 def copy_store(
-    storage: LocalStorage, there: LocalStorage, version: int, progress: Progress = lambda size: None
+    storage: Storage, there: Storage, version: int, progress: Progress = lambda size: None, new: bool = False
 ) -> Copied:
     """Copies a store up to `version` to `there`; nobody may seal meanwhile. Every file is checked as it is copied.
 
-    Where there is an older backup, what it has already is not copied again, and it stays as it is until all that is new
-    is on disk. Raises `InputError` where there is another store, one that has gone on by itself, or something else,
-    `LockedError` where somebody writes to it, `DamagedError` where a file is not as it was sealed.
+    Each may be a folder or a store of objects. Where there is an older backup, what it has already is not copied again,
+    and it stays as it is until all that is new is there. new: nothing may be there, and nothing is left of a copy that
+    fails; what somebody else puts there meanwhile stays as it is. Raises `InputError` where there is another store, one
+    that has gone on by itself, or something else, `LockedError` where somebody writes to it, `DamagedError` where a
+    file is not as it was sealed.
     """
     _refuse_others(storage, there)
     source = _source(storage, version)
@@ -91,33 +96,48 @@ def copy_store(
         lock = there.lock()
         began, done = False, False
         try:
+            if new:
+                _refuse_filled(there, (LOCK_FILE, *FOLDERS))
             older = _older(source, there)
-            coming = Replacement(there, progress)
+            coming = _replacement(storage, there, progress)
             try:
                 copied = _copy(source, there, coming)
                 done = True
             except BaseException:
                 began = coming.began
                 with contextlib.suppress(OSError, WdbxError):
-                    coming.drop()
+                    if there.holds(lock):
+                        coming.drop()
                     if older is not None and not began:
                         collect(there, older, held(there))
+                    if new and there.holds(lock):
+                        _remove(there)
                 raise
             with contextlib.suppress(OSError, WdbxError):  # what an older backup held goes with the next one
                 collect(there, source.sealed, held(there))
         finally:
             lock.release(closed=done, began=began)
+    except StorageError:
+        raise
     except OSError as error:
         raise InputError(f"{error.filename or there} cannot be read or written: {error.strerror}") from error
     return copied
 
 
-def _refuse_others(storage: LocalStorage, there: LocalStorage) -> None:
-    own, target = storage.root.resolve(), there.root.resolve()
-    if target == own or own in target.parents:
+def _replacement(source: Storage, there: Storage, progress: Progress) -> "Replacement | ObjectReplacement":
+    if isinstance(there, LocalStorage):
+        return Replacement(source, there, progress)
+    from abi_jax.wdbx.storage.objects import ObjectStorage
+    from abi_jax.wdbx.transfer.replace_objects import ObjectReplacement
+
+    assert isinstance(there, ObjectStorage)
+    return ObjectReplacement(source, there, progress)
+
+
+def _refuse_others(storage: Storage, there: Storage) -> None:
+    if f"{_place(there)}/".startswith(f"{_place(storage)}/"):
         raise InputError(f"{there} is in the store itself; expected another place")
-    if target.is_file():
-        raise InputError(f"{there} is a file; expected a folder, or a path where nothing is yet")
+    there.refuse_file()
     if there.read(STORE_FILE) is not None:
         if read_store(there) != read_store(storage):
             raise InputError(f"{there} holds another store; expected a backup of this one, or an empty folder")
@@ -125,7 +145,29 @@ def _refuse_others(storage: LocalStorage, there: LocalStorage) -> None:
         raise InputError(f"{there} is not empty: it has {strange[0]}; expected a backup of this store, or nothing")
 
 
-def _source(storage: LocalStorage, version: int) -> _Source:
+def _refuse_filled(there: Storage, own: Collection[str]) -> None:
+    """Raises `InputError` where something is there. own: names that count as nothing; folders while they are empty."""
+    for name in there.all_names(""):
+        if name not in own or there.all_names(name):
+            raise InputError(f"{there} is not empty: it has {name}; expected a path where nothing is yet")
+
+
+def _remove(there: Storage) -> None:
+    """Takes a folder away that this process has locked, the lock last: until then nobody else begins a store in it."""
+    if isinstance(there, LocalStorage):
+        for name in there.all_names(""):
+            if name != LOCK_FILE:
+                there.operations.remove_tree(there.root / name)
+                there.operations.remove(there.root / name)
+        there.operations.remove(there.root / LOCK_FILE)
+        there.root.rmdir()
+
+
+def _place(storage: Storage) -> str:
+    return str(storage.root.resolve()) if isinstance(storage, LocalStorage) else str(storage).rstrip("/")
+
+
+def _source(storage: Storage, version: int) -> _Source:
     logs = read_logs(storage, read_store(storage)).up_to(version)
     at, digest = logs.manifest
     if not logs.scans or logs.version < version or logs.scans[0].head.first > at + 1:
@@ -136,11 +178,13 @@ def _source(storage: LocalStorage, version: int) -> _Source:
     # A log that is there now was there when data keys were read, and these go after what they encrypt.
     if any(storage.read(f"log/{name}") is None for name in found):
         raise InputError(f"version {version} is sealed; a backup can be of versions that the log has")
-    manifest = read_manifest(LocalStorage(storage.root), at, digest) if at else None
+    plain = copy(storage)
+    plain.ring = None  # what is sealed is copied as it is
+    manifest = read_manifest(plain, at, digest) if at else None
     return _Source(storage, logs, found, Sealed(manifest, digest), keys)
 
 
-def _older(source: _Source, there: LocalStorage) -> Sealed | None:
+def _older(source: _Source, there: Storage) -> Sealed | None:
     """What is sealed in an older backup, None where there is none. Raises `InputError` where it has gone on."""
     if there.read(STORE_FILE) is None:
         return None
@@ -163,25 +207,24 @@ def _older(source: _Source, there: LocalStorage) -> Sealed | None:
     return sealed
 
 
-def _copy(source: _Source, there: LocalStorage, coming: Replacement) -> Copied:
+def _copy(source: _Source, there: Storage, coming: "Replacement | ObjectReplacement") -> Copied:
     copied = kept = 0
     manifest = source.sealed.manifest
     for number, step in sorted(manifest.segments.items()) if manifest else ():
         name = step_name(number)
-        new, old = coming.copy_step(source.storage.root / name, name, step.files)
+        new, old = coming.copy_step(name, step.files)
         copied, kept = copied + new, kept + old
     for number, index in sorted(manifest.indexes.items()) if manifest else ():
         name = index_name(number)
         try:
-            new, old = coming.copy_step(source.storage.root / name, name, index.files)
+            new, old = coming.copy_step(name, index.files)
             copied, kept = copied + new, kept + old
         except DamagedError as error:  # it can be made again, and must not stand in the way of all else
             logger.warning("an index is left out: %s", error)
     for name, digest in source.others():
-        size, copy = coming.copy(source.storage.root / name, name, digest)
-        copied, kept = copied + (size if copy else 0), kept + (0 if copy else size)
-    for folder in ("segments", INDEXES, "manifests", HISTORY):
-        there.operations.sync_folder(there.root / folder)
+        size, new_file = coming.copy(name, digest)
+        copied, kept = copied + (size if new_file else 0), kept + (0 if new_file else size)
+    coming.settle(["segments", INDEXES, "manifests", HISTORY])
     logs = source.logs
     for name, data in source.files.items():
         coming.put(f"log/{name}", data)
@@ -195,18 +238,17 @@ def _copy(source: _Source, there: LocalStorage, coming: Replacement) -> Copied:
 
 
 def restore(backup: str | Path, path: str | Path) -> Copied:
-    """Makes a store at `path`, where there must be none, of a backup; every file is checked on the way."""
-    source, target = LocalStorage(folder_of(backup)), LocalStorage(folder_of(path))
+    """Makes a store at `path`, where there must be none, of a backup; every file is checked on the way.
+
+    Both are paths or URLs.
+    """
+    source, target = open_storage(backup), place_of(path)
     store = read_store(source)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if os.listdir(target.root):
-            raise InputError(f"{target} is not empty; expected a path where nothing is yet")
+    # A lock that is no file is left of a copy that was interrupted.
+    _refuse_filled(target, () if isinstance(target, LocalStorage) else (LOCK_FILE,))
     looking = hold(source, EVERYTHING)
     try:
-        return copy_store(source, target, read_logs(source, store).version)
-    except BaseException:
-        shutil.rmtree(target.root, ignore_errors=True)
-        raise
+        return copy_store(source, target, read_logs(source, store).version, new=True)
     finally:
         if looking is not None:
             looking.release()

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from abi_jax.errors import InputError
+from abi_jax.files import sync_folder
 from abi_jax.lineage_digest import canonical
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.transfer.piece import piece_rows
@@ -31,7 +33,8 @@ Write = Callable[[IO[bytes], "View", "tqdm[Any]"], None]
 def export(view: "View", path: Path, progress: bool) -> int:
     """Writes the rows of a view to a file, in no order that means anything; returns how many.
 
-    The file is whole or not there. Raises `InputError` where its name says no format, or it cannot be written.
+    The file is whole or not there, also after a power cut. Raises `InputError` where its name says no format, or it
+    cannot be written.
     """
     name = path.name.lower()
     writers: dict[str, Write] = {
@@ -51,7 +54,10 @@ def export(view: "View", path: Path, progress: bool) -> int:
             tqdm(total=rows, unit=" rows", unit_scale=True, disable=not progress, desc="export") as bar,
         ):
             write(file, view, bar)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:

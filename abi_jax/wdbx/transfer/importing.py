@@ -4,6 +4,7 @@ docs/wdbx-format.md, "Operations", import.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,8 @@ from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.transfer.piece import Checked, check
 from abi_jax.wdbx.transfer.sources import Source
 
-STEP_BYTES = 64 << 20  # of vectors and metadata in a step; three times as much is in memory
+STEP_BYTES = 64 << 20  # of vectors and metadata in a step
+AT_ONCE = 2  # steps that are written at once: while one waits for the disk, another one is hashed
 DUPLICATES = ("error", "last")
 
 
@@ -40,20 +42,43 @@ class Steps:
         self.written: list[Written] = []
         self.replaced: dict[int, np.ndarray] = {}
         self._numbers: list[int] = []
+        self._rooms: list[np.ndarray] = []  # memory of vectors that were written: new memory takes longer to fill
 
-    def write(self, source: str, rows: list[Checked]) -> None:
-        """Writes a step of rows. Raises `InputError` where an id is there twice and may not be."""
+    def number(self) -> int:
+        """The number of the next step."""
+        number = self.storage.next_step(reserve=True)
+        self._numbers.append(number)
+        return number
+
+    def write(self, number: int, source: str, rows: list[Checked]) -> Written:
+        """Writes step `number` of rows, which it takes out of the list.
+
+        Raises `InputError` where an id is in it twice and may not be. Several threads may write at once.
+        """
         ids, vectors, metadata = _joined(self.spec, rows)
-        arrays = self._arrays(ids, vectors, metadata)
+        rows.clear()
+        room = self._room(vectors)
+        arrays = self._arrays(ids, vectors, metadata, room)
         if _twice(self.spec, arrays):
             kept = self._once(source, ids)
             del arrays
             ids = ids[kept] if isinstance(ids, np.ndarray) else ids.take(pa.array(kept))
             metadata = metadata.take(pa.array(kept)) if self.spec.schema else metadata
-            arrays = self._arrays(ids, vectors[kept], metadata)
-        number = self.storage.next_step(reserve=True)
-        self._numbers.append(number)
+            arrays = self._arrays(ids, vectors[kept], metadata, room)
+        del ids, vectors, metadata
         made = write_rows(self.storage, number, self.spec, arrays)
+        self._rooms.append(room)
+        return made
+
+    def _room(self, vectors: np.ndarray) -> np.ndarray:
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = vectors[:0]
+        return room if len(room) >= len(vectors) else np.empty_like(vectors)
+
+    def add(self, source: str, made: Written) -> None:
+        """Adds a step, written, behind those that were added. Raises `InputError` where an id is there twice."""
         for each in self.written:
             again = shared_rows(each.segment, made.segment)
             if len(again) and self.duplicates == "error":
@@ -63,8 +88,10 @@ class Steps:
                 self.replaced[each.segment.number] = np.union1d(before, again)
         self.written.append(made)
 
-    def _arrays(self, ids: pa.Array | np.ndarray, vectors: np.ndarray, metadata: pa.Table) -> dict[str, np.ndarray]:
-        return segment_arrays(self.spec, ids, vectors, np.zeros(len(ids), np.int64), metadata)[0]
+    def _arrays(
+        self, ids: pa.Array | np.ndarray, vectors: np.ndarray, metadata: pa.Table, room: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return segment_arrays(self.spec, ids, vectors, np.zeros(len(ids), np.int64), metadata, room)[0]
 
     def _once(self, source: str, ids: pa.Array | np.ndarray) -> np.ndarray:
         """The last row of each id. Raises `InputError` with an id that is there twice, where none may be."""
@@ -132,31 +159,47 @@ def _stacked(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def stream(steps: Steps, source: Source, progress: bool) -> int:
-    """Writes all rows of a source as steps; how many. One step is written while the next one is read."""
+    """Writes all rows of a source as steps; how many.
+
+    Steps are written while the next one is read, and while others wait for the disk. Raises `InputError` with what is
+    wrong first, in the order of rows.
+    """
     rows = 0
+    going: deque[tuple[str, Future[Written]]] = deque()
+
+    def settle(most: int) -> None:
+        """Waits until at most so many steps are written, or wait for it."""
+        while len(going) > most:
+            name, made = going.popleft()
+            steps.add(name, made.result())
+
     with (
-        ThreadPoolExecutor(1, thread_name_prefix="wdbx-import") as pool,
+        ThreadPoolExecutor(AT_ONCE, thread_name_prefix="wdbx-import") as pool,
         tqdm(total=source.rows, unit=" rows", unit_scale=True, disable=not progress, desc="import") as bar,
     ):
-        going: Future[None] | None = None
-        for name, batch in _batches(steps.spec, source, bar):
+        for name, batch in _batches(steps.spec, source, bar, lambda: settle(0)):
             rows += sum(map(len, batch))
-            if going is not None:
-                going.result()
-            going = pool.submit(steps.write, name, batch)
+            going.append((name, pool.submit(steps.write, steps.number(), name, batch)))
             del batch
-        if going is not None:
-            going.result()
+            settle(AT_ONCE)
+        settle(0)
     return rows
 
 
-def _batches(spec: CollectionSpec, source: Source, bar: Iterable[Any]) -> Iterator[tuple[str, list[Checked]]]:
+def _batches(
+    spec: CollectionSpec, source: Source, bar: Iterable[Any], settle: Callable[[], None]
+) -> Iterator[tuple[str, list[Checked]]]:
+    """Rows for a step each. settle: raises what is wrong with those before, where the next ones are."""
     held: list[Checked] = []
     size = 0
     name = ""
     for piece in source.pieces:
         name = piece.source
-        checked = check(spec, piece)
+        try:
+            checked = check(spec, piece)
+        except InputError:
+            settle()
+            raise
         if len(checked):
             held.append(checked)
             size += checked.vectors.nbytes + checked.metadata.nbytes

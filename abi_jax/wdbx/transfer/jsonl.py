@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from abi_jax.errors import InputError
+from abi_jax.wdbx.given import as_time
 from abi_jax.wdbx.spec import CollectionSpec
 from abi_jax.wdbx.transfer.mappings import mapping_piece
 from abi_jax.wdbx.transfer.piece import Columns, Piece
@@ -19,7 +19,7 @@ from abi_jax.wdbx.transfer.piece import Columns, Piece
 BLOCK_BYTES = 8 << 20
 TOLD: Mapping[str, Callable[[str], Any]] = {  # what JSON has no type for
     "bytes": lambda text: base64.b64decode(text, validate=True),
-    "time": lambda text: _utc(datetime.fromisoformat(text)),
+    "time": as_time,
 }
 HINTS = {"bytes": "base64", "time": "a time in ISO 8601"}
 
@@ -105,7 +105,3 @@ def _slow(path: Path, row: int, line: int, block: bytes, spec: CollectionSpec, c
                     ) from None
         rows.append(said)
     return mapping_piece(str(path), row, rows, spec, columns) if rows else None
-
-
-def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

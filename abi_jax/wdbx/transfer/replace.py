@@ -1,12 +1,16 @@
 """Files come into a store's folder and take effect together: what is there stays whole until all are on disk."""
 
 import contextlib
+import errno
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.load import STORE_FILE
+from abi_jax.wdbx.storage.base import Storage
 from abi_jax.wdbx.storage.local import PARTIAL, LocalStorage
 
 Progress = Callable[[int], None]
@@ -19,7 +23,8 @@ class Replacement:
     until `switch`. began: whether that has begun.
     """
 
-    def __init__(self, there: LocalStorage, progress: Progress) -> None:
+    def __init__(self, source: Storage, there: LocalStorage, progress: Progress) -> None:
+        self._source = source
         self._there = there
         self._progress = progress
         self._waiting = there.root / f"{PARTIAL}{uuid4().hex}"
@@ -33,13 +38,13 @@ class Replacement:
         self._there.operations.sync(path)
         self._names.append(name)
 
-    def copy(self, source: Path, name: str, digest: str) -> tuple[int, bool]:
+    def copy(self, name: str, digest: str) -> tuple[int, bool]:
         """A file that no other content can have the name of; its size, and whether it was copied."""
         if self._there.digest(name) == digest:
-            return self._kept(source), False
-        return self._copy(source, self._there.root / name, digest), True
+            return self._kept(name), False
+        return self._copy(name, self._there.root / name, digest), True
 
-    def copy_step(self, source: Path, name: str, files: Mapping[str, str]) -> tuple[int, int]:
+    def copy_step(self, name: str, files: Mapping[str, str]) -> tuple[int, int]:
         """A folder of files, by path and SHA-256; bytes that were copied, and that were there already.
 
         Where a folder of that name holds something else, it stays until everything changes places.
@@ -54,9 +59,9 @@ class Replacement:
         copied = kept = 0
         for path, digest in files.items():
             if path in same and not other:
-                kept += self._kept(source / path)
+                kept += self._kept(f"{name}/{path}")
             else:
-                copied += self._copy(source / path, place / name / path, digest)
+                copied += self._copy(f"{name}/{path}", place / name / path, digest)
         if copied:
             for folder in sorted({folder for path in files for folder in Path(name, path).parents}, reverse=True)[:-1]:
                 self._there.operations.sync_folder(place / folder)
@@ -64,27 +69,44 @@ class Replacement:
             self._names.append(name)
         return copied, kept
 
-    def _kept(self, source: Path) -> int:
-        size = source.stat().st_size
+    def settle(self, folders: Sequence[str]) -> None:
+        """Waits until what was copied into folders is on disk."""
+        for folder in folders:
+            self._there.operations.sync_folder(self._there.root / folder)
+
+    def _kept(self, name: str) -> int:
+        size = self._there.size(name)
         self._progress(size)
         return size
 
-    def _copy(self, source: Path, target: Path, digest: str) -> int:
+    def _copy(self, name: str, target: Path, digest: str) -> int:
         operations = self._there.operations
         partial = self._folder_of(target).with_name(f"{PARTIAL}{uuid4().hex}")
         try:
-            if operations.copy(source, partial, self._progress) != digest:
-                raise DamagedError(f"{source} is not what was sealed; see abi wdbx verify")
+            if self._bring(name, partial) != digest:
+                raise DamagedError(f"{self._source}/{name} is not what was sealed; see abi wdbx verify")
             operations.sync(partial)
             operations.rename(partial, target)
-        except BaseException as error:
+        except BaseException:
             with contextlib.suppress(OSError):
                 operations.remove(partial)
-            if isinstance(error, FileNotFoundError) and not source.exists():
-                raise DamagedError(f"{source} is missing; see abi wdbx verify") from None
             raise
         operations.sync_folder(target.parent)
         return target.stat().st_size
+
+    def _bring(self, name: str, partial: Path) -> str:
+        """Writes a file of the source under another name; its SHA-256."""
+        source, operations = self._source, self._there.operations
+        if isinstance(source, LocalStorage):
+            with contextlib.suppress(FileNotFoundError):
+                return operations.copy(source.root / name, partial, self._progress)
+            if (source.root / name).exists():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
+        elif (data := source.read(name)) is not None:
+            operations.create(partial, data)
+            self._progress(len(data))
+            return hashlib.sha256(data).hexdigest()
+        raise DamagedError(f"{source}/{name} is missing; see abi wdbx verify")
 
     def _folder_of(self, path: Path) -> Path:
         missing = [each for each in path.parents if not each.is_dir()]

@@ -18,7 +18,7 @@ from abi_jax.wdbx.crypto.pages import ABOUT, PAGE, TAG, SealedArrays, StepKey, s
 from abi_jax.wdbx.crypto.records import RecordSeals, open_record
 from abi_jax.wdbx.errors import DamagedError
 from abi_jax.wdbx.log.commit import Draft
-from abi_jax.wdbx.log.record import Head, Kind, Record
+from abi_jax.wdbx.log.record import GENESIS, Head, Kind, Record
 from abi_jax.wdbx.storage.local import LocalStorage
 
 KEY = StepKey(bytes(range(32)), bytes(16), "segments/00000001")
@@ -135,7 +135,7 @@ HEAD = Head(Kind.UPSERT, 7, 1_000, 2, 3, 4, 0, bytes(32))
 
 def test_a_payload_opens_under_its_own_head_alone(ring: Keyring) -> None:
     seals = RecordSeals(ring.store, ring, None, "log/x")
-    head, stored = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"the row"))
+    head, stored = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"the row"), GENESIS)
     record = Record(head, stored)
     assert b"the row" not in stored and len(stored) == head.length == len(b"the row") + TAG
     assert open_record(ring, record).payload == b"the row"
@@ -160,14 +160,17 @@ def test_a_payload_opens_under_its_own_head_alone(ring: Keyring) -> None:
 def test_a_version_that_was_not_written_never_shares_a_key_with_the_one_that_was(ring: Keyring) -> None:
     """Two payloads under one key and nonce would give their difference away."""
     seals = RecordSeals(ring.store, ring, None, "log/x")
-    first, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"one"))
+    first, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"one"), GENESIS)
     seals.failed()
-    second, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"two"))
-    third, _ = seals.seal(replace(HEAD, version=8), Draft(Kind.UPSERT, 3, 4, b"six"))
+    second, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"two"), GENESIS)
+    third, _ = seals.seal(replace(HEAD, version=8), Draft(Kind.UPSERT, 3, 4, b"six"), GENESIS)
     assert first.data_key != second.data_key == third.data_key
     seals.begin("log/y")
-    assert seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"ten"))[0].data_key not in (first.data_key, second.data_key)
-    tenant, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"ten", "tenant"))
+    assert seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"ten"), GENESIS)[0].data_key not in (
+        first.data_key,
+        second.data_key,
+    )
+    tenant, _ = seals.seal(HEAD, Draft(Kind.UPSERT, 3, 4, b"ten", "tenant"), GENESIS)
     assert ring.entries[tenant.data_key].tenant == ring.token("tenant")
 
 

@@ -97,6 +97,24 @@ def test_who_has_the_former_key_writes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / KEYS_FILE).read_bytes() == before
 
 
+def test_a_reader_that_was_opened_before(tmp_path: Path) -> None:
+    """It reads on what it has, and is told why it cannot read what came since."""
+    path = tmp_path / "s"
+    with wdbx.open(path, key=KEY) as db:
+        c = db.create_collection("c", 2)
+        c.upsert(["a"], [[1, 0]])
+        with wdbx.open(path, "r", key=KEY) as reader:
+            db.rotate(OTHER)
+            c.upsert(["b"], [[1, 0]])
+            db.seal()
+            for _ in range(2):
+                with pytest.raises(NoKeyError, match=r"s/keys\.json was wrapped with another .* \(rotated\): data key"):
+                    reader.refresh()
+                assert reader.collection("c").query([1, 0])[0].id == "a"
+        with wdbx.open(path, "r", key=OTHER) as reader:
+            assert reader.collection("c").ids() == ["a", "b"]
+
+
 def test_a_writer_that_was_fenced_writes_no_keys(tmp_path: Path) -> None:
     with wdbx.open(tmp_path / "s", key=KEY) as db:
         db.create_collection("c", 2)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abi_jax.wdbx.crypto import rows as module
 from abi_jax.wdbx.crypto.pages import PAGE, SealedArrays, StepKey, seal_arrays
 from abi_jax.wdbx.crypto.rows import PASSES, SealedRows
 from abi_jax.wdbx.errors import DamagedError
@@ -39,7 +40,7 @@ def test_as_numpy(shape: tuple[int, int], dtype: str, data: Any) -> None:
 
 
 def opened(rows: SealedRows) -> int:
-    return int(rows._open.sum())
+    return int(rows._pages.open.sum())
 
 
 def test_a_few_rows_open_a_few_pages() -> None:
@@ -57,6 +58,28 @@ def test_a_few_rows_open_a_few_pages() -> None:
     rows[7][:] = 0
     rows[7:8][:] = 0
     assert (rows[7] == before).all()  # what is taken is a copy
+
+
+def test_no_more_stays_open_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several arrays those are closed that were longest not looked at; passes leave a large one closed."""
+    monkeypatch.setattr(module, "MOST_OPEN", 12 * PAGE)
+    monkeypatch.setattr(module, "_budget", module._Budget())
+    made = [sealed((100_000, 32), "float32") for _ in range(3)]
+    rows = [arrays.rows("vectors") for _, arrays in made]
+    page = PAGE // 128  # rows
+    for i in (0, 1, 2, 0, 2):
+        array = made[i][0]
+        for number in range(5):
+            assert (rows[i][number * page] == array[number * page]).all()
+    assert [opened(each) for each in rows] == [5, 0, 5]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        i, chosen = int(rng.integers(3)), rng.integers(0, 100_000, 4)
+        assert (rows[i][chosen] == made[i][0][chosen]).all()
+        assert sum(map(opened, rows)) <= 12
+    for _ in range(2 * PASSES):
+        assert (rows[0][:] == made[0][0]).all()
+    assert sum(map(opened, rows)) <= 12
 
 
 def test_a_page_that_was_changed_does_not_open() -> None:

@@ -13,8 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.lineage_receipt import new_key
-from abi_jax.wdbx.log.file import LOG_HEAD, parse_log_head, scan
-from abi_jax.wdbx.log.record import SIGNATURE_BYTES
+from abi_jax.wdbx.log.file import LOG_HEAD, LogHead, parse_log_head, scan
+from abi_jax.wdbx.log.record import SIGNATURE_BYTES, Flag, Kind, Record, payload_digest
+from abi_jax.wdbx.rows import encode_ids
+from abi_jax.wdbx.spec import make_spec
+from abi_jax.wdbx.witness import Witness, checked_json, read_checked, read_witness
 
 KEY = bytes(range(32))
 
@@ -109,3 +112,100 @@ def test_a_signature_is_of_one_store(tmp_path: Path) -> None:
             db.create_collection("c", 2)
     shutil.copyfile(tmp_path / "a" / "wdbx.json", tmp_path / "b" / "wdbx.json")
     assert wdbx.verify(tmp_path / "b") != []
+
+
+def forge(path: Path, flags: int = 0, signature: bytes = b"", head: bool = True) -> None:
+    """Adds a version as somebody does who has no key: it deletes `a`. head: says so in the file `head`, too."""
+    log = max((path / "log").iterdir())
+    data = log.read_bytes()
+    found = scan(parse_log_head(data) or LogHead(bytes(16), 0, 0, bytes(32)), data)
+    last = found.records[-1].head
+    payload = encode_ids(make_spec("c", 2, "l2", "float32", "str", None), ["a"])
+    said = replace(last, kind=Kind.DELETE, version=last.version + 1, collection=1, group=0, rows=1, flags=flags)
+    said = replace(said, length=len(payload), digest=payload_digest(payload)).linked(last.link)
+    log.write_bytes(data + Record(said, payload, signature).encode())
+    if head:
+        witness = read_witness("head", (path / "head").read_bytes())
+        (path / "head").write_bytes(replace(witness, version=said.version, link=said.link.hex()).encode())
+
+
+@pytest.mark.parametrize(
+    ("flags", "signature", "wrong"),
+    [
+        (0, b"", "is not signed, in a store that takes signed versions only"),
+        (Flag.SIGNED, bytes(SIGNATURE_BYTES), "the chain ends at version"),  # as a crash could have left it, but `head`
+    ],
+    ids=["not signed", "zeros"],
+)
+def test_a_forged_version_does_not_open(tmp_path: Path, flags: int, signature: bytes, wrong: str) -> None:
+    path, signer = tmp_path / "s", Ed25519PrivateKey.generate()
+    write(path, signer)
+    forge(path, flags, signature)
+    for options in ({"mode": "r"}, {"sign_with": signer}):
+        with pytest.raises(wdbx.DamagedError, match=wrong):
+            wdbx.open(path, **options)
+    with wdbx.open(path, mode="r", damaged="ignore") as db:  # which shows what is signed
+        assert db.collection("c").ids() == ["a", "b", "c"]
+        assert "sign" in str(db.left_out[0])
+    assert any("sign" in each.wrong for each in wdbx.verify(path))
+
+
+def test_a_version_that_a_reader_has_not_seen_yet(tmp_path: Path) -> None:
+    path, signer = tmp_path / "s", Ed25519PrivateKey.generate()
+    write(path, signer)
+    with wdbx.open(path, mode="r") as db:
+        assert db.refresh() == db.version
+        forge(path)
+        with pytest.raises(wdbx.DamagedError, match="is not signed"):
+            db.refresh()
+
+
+def test_a_signature_that_a_crash_tore_off(tmp_path: Path) -> None:
+    """Nobody was told of that version: it is cut off, as any other of which a part is missing."""
+    path, signer = tmp_path / "s", Ed25519PrivateKey.generate()
+    write(path, signer)
+    with (path / "lock").open("a") as lock:
+        lock.write("process 1\n")
+    forge(path, Flag.SIGNED, bytes(SIGNATURE_BYTES), head=False)
+    closed = read_witness("head", (path / "head").read_bytes())
+    (path / "head").write_bytes(replace(closed, closed=False).encode())
+    with wdbx.open(path, mode="r") as db:
+        version = db.version
+    with wdbx.open(path, sign_with=signer) as db:
+        assert db.version == version and db.collection("c").ids() == ["a", "b", "c"]
+        db.collection("c").delete(["a"])
+    assert wdbx.verify(path) == []
+
+
+def test_a_forged_sealing_is_not_in_force(tmp_path: Path) -> None:
+    """Logs that are taken away leave the head of the next one, which nobody signs."""
+    path, signer = tmp_path / "s", Ed25519PrivateKey.generate()
+    with wdbx.open(path, sign_with=signer) as db:
+        db.create_collection("c", 2).upsert(["a"], [[1, 2]])
+        db.seal()
+        sealed, version, link = db.sealed, db.version, db.link()
+    for log in (path / "log").iterdir():
+        log.unlink()
+    assert sealed.manifest is not None
+    at, digest = sealed.manifest.version, sealed.digest
+    head = LogHead(bytes.fromhex(sealed.manifest.store), 9, at + 1, bytes.fromhex(sealed.manifest.link), at, digest)
+    (path / "log" / head.name).write_bytes(head.encode())
+    (path / "head").write_bytes(Witness(at, sealed.manifest.link, 9, closed=True).encode())
+    assert (version, link) != (at, sealed.manifest.link)
+    for options in ({"mode": "r"}, {"sign_with": signer}, {"mode": "r", "damaged": "ignore"}):
+        with pytest.raises(wdbx.DamagedError, match="no signed version puts it in force"):
+            wdbx.open(path, **options)
+    assert any("no signed version puts it in force" in each.wrong for each in wdbx.verify(path))
+
+
+def test_history_that_was_never_signed(tmp_path: Path) -> None:
+    """As a store that was made to take signatures has it from a build that sealed what nobody had signed."""
+    path = tmp_path / "s"
+    write(path, None)
+    with wdbx.open(path) as db:
+        db.compact()
+    said = read_checked("wdbx store", "it", (path / "wdbx.json").read_bytes())
+    public = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
+    (path / "wdbx.json").write_bytes(checked_json("wdbx store", said | {"public_keys": [public]}))
+    found = [each for each in wdbx.verify(path) if each.file.startswith("history")]
+    assert found and all(each.wrong == "was not signed, in a store that takes signed versions only" for each in found)

@@ -113,6 +113,14 @@ def test_a_field_that_was_not_declared(store: WdbxVectorStore) -> None:
         store.get_nodes(filters=filters(("inner", FilterOperator.EQ, "x")))
 
 
+def test_metadata_that_are_named_as_what_the_store_keeps(store: WdbxVectorStore) -> None:
+    made = node("d", "the text", [0.0, 0.0, 1.0], "doc-2", year=2000)
+    made.metadata["document"] = "another"
+    store.add([made])
+    found = store.get_nodes(["d"])[0]
+    assert found.metadata["document"] == "another" and found.get_content() == "the text"
+
+
 def test_documents(store: WdbxVectorStore) -> None:
     found = store.query(VectorStoreQuery(query_embedding=[1.0, 1, 1], similarity_top_k=9, doc_ids=["doc-1"]))
     assert set(found.ids or ()) == {"b", "c"}

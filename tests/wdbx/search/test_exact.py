@@ -143,3 +143,19 @@ def test_what_float32_hardly_holds(metric: str, rows: int, row: float, query: fl
         scores = exact_scores(metric, given, vectors)
         assert best_first(metric, found.scores[:5]).tolist() == np.sort(best_first(metric, scores))[:5].tolist()
         np.testing.assert_array_equal(found.scores, scores[found.rows])
+
+
+@pytest.mark.parametrize("rows", [1000, 2500])
+def test_what_is_orthogonal_scores_nothing(rows: int) -> None:
+    """Whole numbers are not rounded: of rows whose products cancel, the first ones win, however many there are."""
+    rng = np.random.default_rng(0)
+    query = rng.integers(1, 5, 64).astype(np.float32)
+    vectors = -rng.integers(1, 9, (rows, 64)).astype(np.float32)
+    for row in range(0, 200, 2):
+        a, b = rng.choice(64, 2, replace=False)
+        vectors[row] = 0
+        vectors[row, a], vectors[row, b] = query[b], -query[a]
+    with wdbx.open("memory://") as db:
+        c = db.create_collection("c", 64, "cosine", ids="int")
+        c.upsert(np.arange(rows), vectors)
+        assert [(hit.id, hit.score) for hit in c.query(query, top_k=20)] == [(2 * i, 0.0) for i in range(20)]

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from abi_jax.wdbx.search.coded_part import CodedPart
 from abi_jax.wdbx.search.codes import CodesMaker, make_query_codes
 from abi_jax.wdbx.search.filtered import choose_lists
-from abi_jax.wdbx.search.host import CodedPart, search
+from abi_jax.wdbx.search.host import search
 from abi_jax.wdbx.search.index import Index, make_index
 from abi_jax.wdbx.search.told import Told
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from abi_jax.wdbx.search.coded_part import CodedPart
 from abi_jax.wdbx.search.codes import CodesMaker
-from abi_jax.wdbx.search.host import CodedPart, search
+from abi_jax.wdbx.search.host import search
 from abi_jax.wdbx.search.index import Index, make_index
 
 ROWS, DIM, TOP_K = 24_000, 32, 10

@@ -17,9 +17,12 @@ from abi_jax import wdbx
 from abi_jax.errors import InputError
 from abi_jax.sharding import MeshConfig as Devices
 from abi_jax.sharding import make_mesh, use
+from abi_jax.wdbx.search import mesh_gather
 from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
+from abi_jax.wdbx.search.mesh_part import MeshPart
 from abi_jax.wdbx.search.mesh_pool import KEPT
 from abi_jax.wdbx.search.mesh_programs import Programs
+from abi_jax.wdbx.search.told import Told
 
 ROWS, DIM, TOP_K, PAGE = 2400, 24, 7, 128
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
@@ -157,20 +160,6 @@ def test_more_asked_for_than_there_are(tmp_path: Path) -> None:
         assert c.query([1, 0]) == []
 
 
-@pytest.fixture
-def compilations() -> Iterator[Callable[[], int]]:
-    """Counts the programs that JAX compiled, or loaded compiled."""
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: len(seen)
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def mixed(db: wdbx.Database, c: wdbx.Collection, rng: np.random.Generator, count: int) -> None:
     """Writes, deletes, seals and searches of all kinds."""
     for _ in range(count):
@@ -295,7 +284,32 @@ def test_what_is_wrong_is_named() -> None:
         ({"compute": "float64"}, "compute 'float64': expected one of float32, bfloat16, int8"),
         ({"rows_per_page": 100}, "rows_per_page 100: expected a power of two from 32"),
         ({"kernel": "cuda"}, "kernel 'cuda': expected one of xla, pallas"),
+        ({"lists": "device"}, "lists 'device': expected one of auto, mesh, host"),
         ({"bytes_per_device": 0}, "bytes_per_device 0: expected a positive number"),
     ]:
         with pytest.raises(InputError, match=message):
             MeshSearchConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("devices", "compute", "metric"),
+    [(1, "float32", "cosine"), (2, "bfloat16", "l2"), (4, "int8", "ip"), (8, "float32", "l2")],
+)
+def test_few_rows_of_many(devices: int, compute: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a filter leaves is looked at alone where it is little, and exactly, in whatever type devices compute."""
+    monkeypatch.setattr(mesh_gather, "FEWEST", 32)
+    rng = np.random.default_rng(8)
+    vectors, queries = rng.normal(size=(4096, DIM)).astype(np.float32), rng.normal(size=(5, DIM)).astype(np.float32)
+    vectors[::9] = vectors[0]  # some tie
+    mesh = MeshSearch(mesh_of(devices), MeshSearchConfig(compute, rows_per_page=PAGE))
+    for share, way in [(0.02, "gather"), (0.0, "mesh"), (0.6, "mesh"), (0.05, "gather")]:
+        allowed, told = rng.random(4096) < share, Told()
+        found = mesh("c", [MeshPart(mesh, vectors, allowed)], metric, queries, TOP_K, told).each()
+        for query, best in zip(queries, found, strict=True):
+            scores = naive(metric, query, vectors)
+            keys = np.where(allowed, (scores if metric == "l2" else -scores).astype(np.float32), np.inf)
+            expected = np.lexsort((np.arange(4096), keys))[: min(TOP_K, int(allowed.sum()))]
+            order = np.lexsort((best.rows, keys[best.rows]))[:TOP_K]
+            assert best.rows[order].tolist() == expected.tolist()
+        assert {each["way"] for each in told.entries(["it"])} == {way}
+        assert way == "mesh" or told.entries(["it"])[0]["rows"] == allowed.sum()

@@ -12,8 +12,10 @@ import pytest
 from abi_jax import wdbx
 from abi_jax.wdbx.search import mesh_programs
 from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
+from abi_jax.wdbx.search.mesh_gather import gather
 from abi_jax.wdbx.search.mesh_kernel import block_maxima, fits, select_fused
 from abi_jax.wdbx.search.mesh_pages import page_shape
+from abi_jax.wdbx.search.mesh_probe import WIDTH, probe
 from abi_jax.wdbx.search.mesh_programs import Programs, scan_structs
 from abi_jax.wdbx.search.mesh_select import BLOCK, Rows, products, score, select
 from tests.wdbx.search.test_mesh import check, mesh_of
@@ -55,6 +57,16 @@ def test_lowers_for_accelerators(kind: str, platform: str, name: str, kernel: st
     lowered = jax.jit(form).trace(*scan_structs(shape, 64, 128, 32)).lower(lowering_platforms=(platform,))
     text = lowered.as_text()
     assert ("wdbx_block_maxima" in text) == (kernel == "pallas")
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("platform", "name"), [("cuda", "gpu"), ("tpu", "tpu")])
+def test_parts_of_slabs_lower_for_accelerators(kind: str, platform: str, name: str) -> None:
+    given = scan_structs(page_shape("l2", 256, kind, 512), 64, 128, 32)
+    blocks, rows = jax.ShapeDtypeStruct((1, 128, WIDTH), np.int32), jax.ShapeDtypeStruct((1, 4096), np.int32)
+    by_lists, one_by_one = partial(probe, platform=name), partial(gather, platform=name)
+    jax.jit(by_lists).trace(*given[:5], blocks, *given[5:]).lower(lowering_platforms=(platform,))
+    jax.jit(one_by_one).trace(*given[:4], rows, *given[5:]).lower(lowering_platforms=(platform,))
 
 
 def test_products_of_queries_in_parts() -> None:

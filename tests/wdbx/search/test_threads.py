@@ -1,5 +1,6 @@
 """Searches wait for no work of others: neither for what takes long behind them, nor for room among threads."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -75,3 +76,24 @@ def test_shares_cover_all_rows(cores: None) -> None:
     covered: list[tuple[int, int]] = []
     threads.shares(10, lambda first, last: covered.append((first, last)), smallest=3)
     assert sorted(covered) == [(0, 3), (3, 6), (6, 10)]
+
+
+def test_what_is_given_up_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread ends at its next turn, and the process waits for it; what else runs goes on."""
+    monkeypatch.setattr(threads, "_ending", threading.Event())
+    began, turns = threading.Event(), []
+
+    def work() -> None:
+        threads.check_exit()
+        with contextlib.suppress(SystemExit), threads.given_up_at_exit():
+            while True:
+                turns.append(1)
+                began.set()
+                threads.check_exit()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert began.wait(10) and thread.is_alive()
+    threads._end()
+    assert not thread.is_alive() and thread not in threads._given_up
+    threads.check_exit()

@@ -1,6 +1,8 @@
 """A store's folder: where it is, what it lacks, and what in it is not finished."""
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.base import FOLDERS
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.storage.operations import FileOperations
+from abi_jax.wdbx.storage.step_files import file_hashes
 
 
 def test_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +104,54 @@ def test_what_is_being_written_is_not_garbage(tmp_path: Path) -> None:
         assert not left.exists()
         assert db.collection("c").ids() == ["a", "b"]
         assert db.verify() == []
+
+
+class Waits(FileOperations):
+    """Knows what was brought to disk before a step got its name."""
+
+    def __init__(self) -> None:
+        self.synced: set[Path] = set()
+        self.lacking: set[Path] = set()
+
+    def sync(self, path: Path) -> None:
+        super().sync(path)
+        self.synced.add(path)
+
+    def sync_folder(self, folder: Path) -> None:
+        super().sync_folder(folder)
+        self.synced.add(folder)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.lacking |= {source, *source.rglob("*")} - self.synced
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("key", [None, bytes(range(32))])
+def test_a_step_is_on_disk_and_hashed_when_it_is_there(tmp_path: Path, key: bytes | None) -> None:
+    operations = Waits()
+    with Database(LocalStorage(tmp_path / "store", operations), background=False, key=key) as db:
+        arrays = {"a": np.arange(12.0).reshape(3, 4), "b": np.arange(3)}
+        hashes = db.storage.save("segments/00000001", arrays, "")
+        assert not operations.lacking
+        assert hashes == file_hashes(db.storage, "segments/00000001")
+        files = [each for each in (tmp_path / "store/segments/00000001").rglob("*") if each.is_file()]
+        assert len(hashes) == len(files) > 2
+        assert all(hashlib.sha256(each.read_bytes()).hexdigest() in hashes.values() for each in files)
+
+
+def test_what_a_step_is_is_what_its_manifest_names(tmp_path: Path) -> None:
+    """Nothing else there is read, however it is called; what is missing is damage."""
+    with wdbx.open(tmp_path) as db:
+        db.create_collection("c", 2, ids="int", schema={"n": int}).upsert([1, 2], [[1, 1], [1, 2]], {"n": [1, 2]})
+        db.seal()
+    step = next((tmp_path / "segments").iterdir())
+    shutil.copytree(step / "ids", step / "born")
+    with wdbx.open(tmp_path, "r") as db:
+        assert db.collection("c").ids() == [1, 2]
+        assert {each.file for each in db.verify()} == {f"segments/{step.name}/born/{each}" for each in (".zarray", "0")}
+    with wdbx.open(tmp_path, "r", damaged="ignore") as db:
+        assert db.collection("c").ids() == [1, 2]
+        assert len(db.left_out) == 2
+    (step / "metadata" / ".zarray").unlink()
+    with pytest.raises(wdbx.DamagedError, match=r"metadata/\.zarray does not describe an array"):
+        wdbx.open(tmp_path, "r")

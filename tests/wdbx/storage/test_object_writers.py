@@ -158,6 +158,37 @@ def test_a_renewal_without_an_answer(memory: Place) -> None:
         assert len(c) == 2
 
 
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("name", ["head", "keys.json"])
+def test_a_file_that_was_replaced_without_an_answer(memory: Place, name: str, done: bool) -> None:
+    """It is known again, whether it was written or not; what another writer wrote there is not."""
+    storage, other = memory.storage(), memory.storage()
+    storage.put(name, b"first")
+    replace = storage.objects.replace
+
+    def lost(key: str, data: bytes, generation: bytes) -> bytes | None:
+        if done:
+            replace(key, data, generation)
+        raise StorageError("no answer")
+
+    storage.objects.replace = lost  # type: ignore[method-assign]
+    for data in (b"second", b"third"):
+        with pytest.raises(StorageError):
+            storage.put(name, data)
+    storage.objects.replace = replace  # type: ignore[method-assign]
+    storage.put(name, b"fourth")
+    assert other.read(name) == b"fourth"
+    storage.objects.replace = lost  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        storage.put(name, b"fifth")
+    storage.objects.replace = replace  # type: ignore[method-assign]
+    other.read(name)
+    other.put(name, b"of another writer")
+    with pytest.raises(wdbx.FencedError, match=f"{name} has been replaced by another writer"):
+        storage.put(name, b"sixth")
+    assert other.read(name) == b"of another writer"
+
+
 def test_many_small_versions_are_sealed(memory: Place) -> None:
     """Each is an object that every reader asks for, so they count for more than their bytes."""
     with memory.open() as db:

@@ -1,6 +1,7 @@
 """A store of objects: its whole life in each kind of object store, one writer, whole versions, damage, errors."""
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
+from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.pins import held
 from abi_jax.wdbx.storage.place import open_storage
 from tests.wdbx.storage.conftest import BUCKET, Place, fill, rows
@@ -124,6 +126,38 @@ def test_every_flipped_byte_is_named(place: Place) -> None:
     assert wdbx.verify(place.url) == []
 
 
+@pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
+def test_what_a_step_is_is_what_its_manifest_names(place: Place, key: bytes | None) -> None:
+    """Nothing else there is read, however it is called; what is missing is damage."""
+    with place.open(key=key) as db:
+        holds = fill(db)
+        db.seal(everything=True)
+        step = f"segments/{db.storage.names('segments')[-1]}"
+    objects = place.storage().objects
+    for name in (".zarray", "0"):
+        objects.put(f"{step}/planted/{name}", objects.get(f"{step}/id_ends/{name}")[0] or b"")
+    objects.put(f"{step}/large", bytes(100))
+    read: list[str] = []
+    storage = place.storage()
+    get_all = storage.objects.get_all
+
+    def watched(keys: Iterable[str]) -> dict[str, bytes]:
+        wanted = list(keys)
+        read.extend(wanted)
+        return get_all(wanted)
+
+    storage.objects.get_all = watched  # type: ignore[method-assign]
+    with Database(storage, "r", background=False, key=key) as db:
+        assert rows(db) == holds
+        assert f"{step}/large" not in read and not any(each.startswith(f"{step}/planted") for each in read)
+        assert {each.file for each in db.verify()} == {
+            f"{step}/{each}" for each in ("planted/.zarray", "planted/0", "large")
+        }
+    objects.delete([f"{step}/metadata/.zarray"])
+    with pytest.raises(wdbx.DamagedError, match="metadata"):
+        place.open("r", key=key)
+
+
 def test_a_damaged_log_does_not_open(place: Place) -> None:
     """Objects are whole or not there: what is no record was changed, and is not cut off as what a crash left."""
     with place.open() as db:
@@ -187,13 +221,9 @@ def test_a_store_that_is_not_there(place: Place) -> None:
     assert place.storage().objects.names() == []
 
 
-def test_what_needs_files_is_refused(place: Place, tmp_path: Path) -> None:
-    with place.open() as db:
-        with pytest.raises(InputError, match="is no folder of this machine, and a backup copies files"):
-            db.backup(tmp_path / "backup")
-        with pytest.raises(InputError, match="is no folder of this machine"):
-            _ = db.storage.root
-        assert not (tmp_path / "backup").exists()
+def test_what_needs_a_folder_is_refused(place: Place) -> None:
+    with place.open() as db, pytest.raises(InputError, match="is no folder of this machine"):
+        _ = db.storage.root
 
 
 def test_something_else_is_there(place: Place) -> None:

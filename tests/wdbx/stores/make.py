@@ -1,6 +1,6 @@
 """Makes the small stores of a format that every later build must read, and says what is in them.
 
-    python -m tests.wdbx.stores.make
+    python -m tests.wdbx.stores.make [NAME...]
 
 Run it once for a format, before it is released; what was released is never made again. What a store must hold is noted
 as it is written, in `expected.json`, and not read back.
@@ -77,7 +77,7 @@ class Made:
     def upsert(self, name: str, ids: list[Any], first: int, about: dict[str, Any], bulk: bool = False) -> None:
         spec = self.db.collection(name).spec
         vectors = np.array([[first + i, 1, -i / 2 if spec.dtype != "int8" else -i] for i in range(len(ids))])
-        columns = {field: [about.get(field)] * len(ids) for field in SCHEMA}
+        columns = {field: [about.get(field)] * len(ids) for field, _ in spec.schema}
         if bulk:
             self.db.collection(name).import_({"id": ids, "vector": vectors.astype(spec.numpy_dtype), **columns})
         else:
@@ -115,6 +115,31 @@ class Made:
         del self.now["float16"]["7"]
         self.note()
 
+    def write_columns(self) -> None:
+        """Rows from before their collections got columns, and others: in segments, imported and in the log."""
+        before = {field: SCHEMA[field] for field in ("text", "sizes")}
+        few = {field: FULL[field] for field in before}
+        for name in ("float32", "int8"):
+            dtype, metric, ids, known = COLLECTIONS[name]
+            self.db.create_collection(name, 3, metric, dtype, before if name == "float32" else {}, ids)
+            self.now[name] = {}
+            self.upsert(name, known, 1, few if name == "float32" else {})
+        self.db.seal()
+        self.db.tag("first")
+        self.tag = self.db.version - 1
+        self.db.collection("float32").delete(["a"])
+        del self.now["float32"]["a"]
+        self.note()
+        self.upsert("float32", ["early"], 20, few)
+        for name in ("float32", "int8"):
+            there = dict(self.db.collection(name).spec.schema)
+            self.db.collection(name).add_columns({field: kind for field, kind in SCHEMA.items() if field not in there})
+            self.note()
+        self.upsert("float32", ["ä"], 30, FULL)
+        self.db.seal()
+        self.upsert("int8", [2, 9], 30, FULL, bulk=True)
+        self.upsert("float32", ["tail", "文"], 40, FULL)
+
     def finish(self) -> None:
         """Closes the store and writes what must be in it; of a plain one also a receipt and proofs."""
         receipt = self.db.receipt(SIGNER)
@@ -139,16 +164,18 @@ class Made:
 
 
 def main() -> None:
-    """Makes all stores of this format anew."""
+    """Makes all stores of this format anew, or those that are named."""
     if FORMAT_VERSION != 1:
         sys.exit("give the stores of another format folders of their own")
-    kinds: dict[str, dict[str, Any]] = {"plain": {}, "encrypted": {"key": KEY, "sign_with": SIGNER}}
+    kinds: dict[str, dict[str, Any]] = {"plain": {}, "encrypted": {"key": KEY, "sign_with": SIGNER}, "columns": {}}
     for name, options in kinds.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         folder = HERE / f"format-{FORMAT_VERSION}-{name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         made = Made(folder, **options)
-        made.write()
+        (made.write_columns if name == "columns" else made.write)()
         made.finish()
 
 

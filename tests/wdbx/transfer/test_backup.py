@@ -1,12 +1,15 @@
 """Backups are stores; they hold one version, whatever is written meanwhile, and damage is not copied."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from abi_jax import wdbx
 from abi_jax.errors import InputError
+from abi_jax.wdbx.transfer import backup
+from abi_jax.wdbx.transfer.replace import Replacement
 
 DIM = 4
 
@@ -87,6 +90,60 @@ def test_what_cannot_be_backed_up(store: Path, tmp_path: Path) -> None:
         wdbx.restore(tmp_path / "damaged", tmp_path / "restored")
     with pytest.raises(InputError, match="is not empty"):
         wdbx.restore(store, tmp_path / "full")
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
+def test_a_store_that_somebody_begins_meanwhile(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    """It is not the restoring's to take away, whether it is written to or not."""
+    target, begun = tmp_path / "target", []
+
+    def source(*about: Any) -> Any:
+        begun.append(wdbx.open(target))
+        begun[0].create_collection("c", DIM, "l2").upsert(["a1"], [[7] * DIM])
+        if not is_open:
+            begun[0].close()
+        return reading(*about)
+
+    reading = backup._source
+    monkeypatch.setattr(backup, "_source", source)
+    error, said = (wdbx.LockedError, "open for writing") if is_open else (InputError, "not empty")
+    with pytest.raises(error, match=said):
+        wdbx.restore(store, target)
+    begun[0].close()
+    assert content(target) == {"a1": ([7.0] * DIM, {})}
+
+
+def test_two_restore_to_one_place(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, refused = tmp_path / "target", []
+
+    def copy(*about: Any) -> Any:
+        with pytest.raises(wdbx.WdbxError, match="target is open for writing in another process") as error:
+            other(store, target)
+        refused.append(error.value)
+        return copying(*about)
+
+    def other(*where: Path) -> None:
+        with monkeypatch.context() as again:
+            again.setattr(backup, "_copy", copying)
+            again.setattr(backup, "_refuse_filled", lambda *_: None)  # it looked before the first one began
+            wdbx.restore(*where)
+
+    copying = backup._copy
+    monkeypatch.setattr(backup, "_copy", copy)
+    wdbx.restore(store, target)
+    assert len(refused) == 1 and content(target) == content(store)
+
+
+def test_a_copy_that_fails_leaves_nothing(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Replacement, "settle", fail)
+    with pytest.raises(KeyboardInterrupt):
+        wdbx.restore(store, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 def test_stats(store: Path) -> None:

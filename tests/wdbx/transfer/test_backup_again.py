@@ -51,7 +51,7 @@ def grown(tmp_path: Path, key: bytes | None) -> tuple[Path, Path]:
         c.upsert(["a"], [[1, 1]])
         db.seal()
         c.upsert(["b"], [[1, 2]])
-        copy_store(db.storage, LocalStorage(backup, Quick()), db.version)  # type: ignore[arg-type]
+        copy_store(db.storage, LocalStorage(backup, Quick()), db.version)
         c.upsert(["c"], [[1, 3]])
         db.compact()
         c.upsert(["d"], [[1, 4]])
@@ -65,7 +65,7 @@ def source(grown: tuple[Path, Path], key: bytes | None) -> Iterator[Database]:
 
 
 def copy(db: Database, operations: Operations) -> None:
-    copy_store(db.storage, LocalStorage(operations.root, operations), db.version)  # type: ignore[arg-type]
+    copy_store(db.storage, LocalStorage(operations.root, operations), db.version)
 
 
 OLD, NEW = ["a", "b"], ["a", "b", "c", "d"]

@@ -1,6 +1,7 @@
 """What is exported is imported as the same rows, in every format; what does not fit is named with file and row."""
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,23 @@ def test_export_and_import(tmp_path_factory: pytest.TempPathFactory, ending: str
             assert len(theirs) == len(ours) + len(held(ours.view(version), list(sealed)[:1]))
 
         check()
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, list[str]]] = []
+
+    def fsync(number: int) -> None:
+        synced.append((os.fstat(number).st_ino, sorted(os.listdir(tmp_path / "out"))))
+
+    (tmp_path / "out").mkdir()
+    with wdbx.open("memory://") as db:
+        c = db.create_collection("c", 2)
+        c.upsert(["a"], [[1, 0]])
+        monkeypatch.setattr("os.fsync", fsync)
+        c.export(tmp_path / "out" / "rows.jsonl")
+    (first, before), (last, after) = synced
+    assert (first, last) == ((tmp_path / "out" / "rows.jsonl").stat().st_ino, (tmp_path / "out").stat().st_ino)
+    assert "rows.jsonl" not in before and after == ["rows.jsonl"]
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:

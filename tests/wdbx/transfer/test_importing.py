@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -14,6 +14,7 @@ from abi_jax.errors import InputError
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.storage.local import LocalStorage
 from abi_jax.wdbx.transfer import importing
+from tests.wdbx.crashes import Quick
 
 ROWS, DIM = 700, 4
 
@@ -92,6 +93,49 @@ def test_a_bad_row_leaves_nothing(tmp_path: Path, small_steps: None) -> None:
             c.import_(x)
         assert db.version == 1
         assert not list((tmp_path / "store" / "segments").iterdir())
+        assert db.verify() == []
+
+
+def test_what_is_wrong_first_is_said(tmp_path: Path, small_steps: None) -> None:
+    """Rows of earlier steps are still being written then."""
+    ids = [f"n{i}" for i in range(ROWS)]
+    ids[230], ids[440] = ids[3], ids[441]
+    x = vectors()
+    x[678, 2] = np.nan
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM)
+        with pytest.raises(InputError, match="id 'n3' comes twice"):
+            c.import_({"id": ids, "vector": x})
+        ids[230] = "n230"
+        with pytest.raises(InputError, match="id 'n441' comes twice"):
+            c.import_({"id": ids, "vector": x})
+        ids[440] = "n440"
+        with pytest.raises(InputError, match="vector 678 has nan"):
+            c.import_({"id": ids, "vector": x})
+        assert not list((tmp_path / "store" / "segments").iterdir())
+
+
+class _Together(Quick):
+    """Steps of an import of which the first two wait for each other."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+        self.saved = 0
+
+    def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        self.saved += 1
+        if self.saved <= 2:
+            self.both.wait(10)
+        super().save_arrays(folder, arrays)
+
+
+@pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
+def test_two_steps_are_written_at_once(tmp_path: Path, small_steps: None, key: bytes | None) -> None:
+    with Database(LocalStorage(tmp_path / "store", _Together()), background=False, key=key) as db:
+        c = db.create_collection("c", DIM, ids="int")
+        order = np.random.default_rng(2).permutation(ROWS)
+        c.import_({"id": order, "vector": vectors()[order]})
+        assert [row.vector.tolist() for row in c.get(range(ROWS)) if row] == vectors().tolist()
         assert db.verify() == []
 
 

@@ -7,6 +7,8 @@ import numpy as np
 TILE = 128  # rows whose error is bounded together, and that are multiplied before they are looked at
 GROUP = 4  # queries that are multiplied together
 OVERFLOW = -1
+ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`
+METRIC_NUMBERS = {"ip": 0, "cosine": 1, "l2": 2}
 ROUNDING = 2.0**-20  # of what float32 makes of a score, relative to lengths
 
 

@@ -19,14 +19,15 @@ def code_queries(queries, unit, most, share, codes, steps, lengths, left, square
             square += np.float64(queries[query, j]) ** 2
         factor = 1 / np.sqrt(square) if unit else 1.0
         for j in range(queries.shape[1]):
-            exact[query, j] = np.float64(queries[query, j]) * factor
-            top = max(top, abs(exact[query, j]))
+            exact[query, j] = np.float64(queries[query, j])
+            top = max(top, abs(exact[query, j]) * factor)
         steps[query] = top / most if top > 0 else 1
         rest, step = 0.0, np.float64(steps[query])
         for j in range(queries.shape[1]):
-            code = np.rint(exact[query, j] / step)
+            value = exact[query, j] * factor
+            code = np.rint(value / step)
             codes[query, j] = np.int16(code)
-            rest += (exact[query, j] - code * step) ** 2
+            rest += (value - code * step) ** 2
         left[query] = np.sqrt(rest)
         squares[query] = 1.0 if unit else square
         lengths[query] = share * np.sqrt(squares[query])

@@ -5,7 +5,10 @@ import numpy as np
 from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.heap import push, sift_down, sort_down
 from abi_jax.wdbx.search.kernels.scan import leave_out
+from abi_jax.wdbx.search.kernels.simd import fetch
 
+FETCHED = 16  # rows of which most are scored
+LINE = 16  # float32 of a cache line
 CLOSE = 2.0**-21  # scores that float32 may not tell apart: ties are broken by id
 
 
@@ -67,8 +70,11 @@ def decide(  # type: ignore[no-untyped-def]
 
 
 @part(error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
-def _similarity(metric, vector, query):  # type: ignore[no-untyped-def]
-    """Exact score, float64: q.x, q.x / |x|, or -|q - x|^2 (`metric` 0, 1, 2)."""
+def _similarity(metric, vector, query, length):  # type: ignore[no-untyped-def]
+    """Exact score, float64: q.x, q.x / (|q| |x|), or -|q - x|^2 (`metric` 0, 1, 2). length: |q|.
+
+    As `exact_scores` has it: a query of length 1 would be rounded first, and what is orthogonal would not score 0.
+    """
     made = 0.0
     if metric == 2:
         for j in range(query.size):
@@ -81,14 +87,35 @@ def _similarity(metric, vector, query):  # type: ignore[no-untyped-def]
         norm = 0.0
         for j in range(query.size):
             norm += np.float64(vector[j]) * np.float64(vector[j])
-        return made / np.sqrt(norm)
+        return made / (np.sqrt(norm) * length)
     return made
+
+
+@part(error_model="numpy", fastmath={"reassoc", "nsz", "contract"})
+def _length(query):  # type: ignore[no-untyped-def]
+    made = 0.0
+    for j in range(query.size):
+        made += query[j] * query[j]
+    return np.sqrt(made)
+
+
+@part()
+def _fetch(vectors, rows, base, count):  # type: ignore[no-untyped-def]
+    """Has the vectors of `count` rows brought near, all at once: they lie anywhere."""
+    for i in range(count):
+        row = rows[i] - base
+        if row >= 0 and row < vectors.shape[0]:
+            for at in range(0, vectors.shape[1], LINE):
+                fetch(vectors.ctypes, np.int64(row * vectors.shape[1] + at))
 
 
 @part(error_model="numpy")
 def _rescore(metric, vectors, wanted, base, query, square, kept, size):  # type: ignore[no-untyped-def]
     """Exact scores of rows that are in `vectors`, until bounds are too low; how many the heap then has."""
     rows, bounds, count, heap, exact = kept
+    length = _length(query) if metric == 1 else 1.0
+    if wanted.size == 0:
+        _fetch(vectors, rows, base, min(count, FETCHED))
     for i in range(count):
         row = rows[i] - base
         if wanted.size != 0:
@@ -101,7 +128,7 @@ def _rescore(metric, vectors, wanted, base, query, square, kept, size):  # type:
             least = heap[0] + (square if metric == 2 else 0.0)
             if bounds[i] < least - CLOSE * (abs(least) + square):
                 break
-        score = _similarity(metric, vectors[row], query)
+        score = _similarity(metric, vectors[row], query, length)
         exact[i] = score
         if size < heap.size:
             push(heap, size, score)

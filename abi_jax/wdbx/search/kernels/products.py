@@ -47,7 +47,7 @@ def best_keys(wanted, keys, numbers, least, made):  # type: ignore[no-untyped-de
     """Puts the `wanted` highest keys of each query first in `made`, int64 `[B, wanted]`."""
     for query in range(numbers.size):
         if numbers[query] > wanted:
-            _leave(keys, numbers, least, query, wanted)
+            leave(keys, numbers, least, query, wanted)
         for i in range(numbers[query]):
             made[query, i] = keys[query, i]
 
@@ -68,7 +68,7 @@ def _look(codes, order, allowed, at, end, tables, query, wanted, keys, numbers, 
             key = np.int64(sums[i]) * SUM + (PLACES - (begin + i))
             if key > least[query] and (allowed.size == 0 or allowed[order[begin + i]]):
                 if numbers[query] == keys.shape[1]:
-                    _leave(keys, numbers, least, query, wanted)
+                    leave(keys, numbers, least, query, wanted)
                     if key <= least[query]:
                         continue
                 keys[query, numbers[query]] = key
@@ -76,7 +76,7 @@ def _look(codes, order, allowed, at, end, tables, query, wanted, keys, numbers, 
 
 
 @part()
-def _leave(keys, numbers, least, query, wanted):  # type: ignore[no-untyped-def]
+def leave(keys, numbers, least, query, wanted):  # type: ignore[no-untyped-def]
     """Leaves the `wanted` highest of more keys, the lowest of these last. Quickselect (Hoare, CACM 4, 1961)."""
     mine, low, high = keys[query], 0, numbers[query] - 1
     while low < high:
@@ -113,6 +113,37 @@ def ranks_of(codes, tables, query, count, places, ranks):  # type: ignore[no-unt
     for i in range(places.size):
         block_sums(codes, places[i] // BLOCK, tables, query, 0, sums)
         ranks[i] = histogram[sums[places[i] % BLOCK]]
+
+
+@kernel(error_model="numpy")
+def make_tables(queries, books, squares, scores, tables):  # type: ignore[no-untyped-def]
+    """What each of sixteen centroids adds to the sums of queries float64 `[B, D]`, uint8 `[B, M, 16]`.
+
+    books: float64 `[M, 16, d]`; of a query, dimensions past D are zeros. squares: float64 `[M, 16]`, of the lengths of
+    centroids under l2, else empty. scores: room for those of one query, float64 `[M, 16]`.
+    """
+    spaces, centroids, dim = books.shape
+    for query in range(queries.shape[0]):
+        widest, total = 0.0, 0.0
+        for m in range(spaces):
+            least, most = np.inf, -np.inf
+            for k in range(centroids):
+                score = 0.0
+                for j in range(min(dim, queries.shape[1] - m * dim)):
+                    score += queries[query, m * dim + j] * books[m, k, j]
+                if squares.size != 0:
+                    score = 2 * score - squares[m, k]
+                scores[m, k] = score
+                least, most = min(least, score), max(most, score)
+            for k in range(centroids):
+                scores[m, k] -= least
+            widest, total = max(widest, most - least), total + (most - least)
+        unit = max(widest / 255, total / (LARGEST - spaces))
+        if unit <= 0:
+            unit = 1.0
+        for m in range(spaces):
+            for k in range(centroids):
+                tables[query, m, k] = np.uint8(min(255.0, np.rint(scores[m, k] / unit)))
 
 
 @kernel(error_model="numpy")

@@ -5,7 +5,7 @@ import numpy as np
 from abi_jax.wdbx.search.kernels.arrays import GROUP, OVERFLOW, ROUNDING, TILE, CodeArrays, Kept, QueryArrays
 from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.heap import push, sift_down
-from abi_jax.wdbx.search.kernels.lists import arrange, nearest_lists
+from abi_jax.wdbx.search.kernels.lists import arrange
 from abi_jax.wdbx.search.kernels.multiply import multiply
 from abi_jax.wdbx.search.kernels.simd import BITS, first_bit, reaching
 
@@ -48,14 +48,15 @@ def scan_tiles(  # type: ignore[no-untyped-def]
     asked = QueryArrays(queries, steps, lengths, left, squares)
     kept = Kept(heaps, sizes, found, upper, numbers)
     slack = np.empty(steps.size, np.float32)
-    _slack(longest, offset.size != 0, asked, slack)
+    slack_of(longest, offset.size != 0, asked, slack)
     products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
     order = np.arange(steps.size)
-    return _tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores)
+    return look_in_tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores)
 
 
 @part(**FLOAT)
-def _tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+def look_in_tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+    """What `scan_tiles` does. order: int64 `[B]`, the numbers of queries. products, scores: room for those of one."""
     at = first
     while at < last:
         stop = min(last, (at // TILE + 1) * TILE)
@@ -78,51 +79,6 @@ def _tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, ord
 
 @kernel(**FLOAT)
 def scan_lists(  # type: ignore[no-untyped-def]
-    centroids,
-    centroid_scale,
-    penalty,
-    ends,
-    nearest,
-    codes,
-    scale,
-    offset,
-    error,
-    names,
-    longest,
-    base,
-    allowed,
-    first,
-    last,
-    queries,
-    steps,
-    lengths,
-    left,
-    squares,
-    floors,
-    heaps,
-    sizes,
-    found,
-    upper,
-    numbers,
-):
-    """Looks at the `nearest` lists of queries `first` to `last`.
-
-    The arguments are those of `ListArrays`, `CodeArrays`, `QueryArrays` and `Kept`: see `scan_tiles`.
-    """
-    of = CodeArrays(codes, scale, offset, error, names)
-    asked = QueryArrays(queries, steps, lengths, left, squares)
-    kept = Kept(heaps, sizes, found, upper, numbers)
-    slack = np.empty(steps.size, np.float32)
-    _slack(longest, offset.size != 0, asked, slack)
-    chosen = np.empty((last - first, nearest), np.int32)
-    nearest_lists(centroids, centroid_scale, penalty, queries, steps, first, last, chosen)
-    lists, begins, counts, order = arrange(chosen, first, ends.size - 1)
-    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
-    return _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores)
-
-
-@kernel(**FLOAT)
-def scan_chosen(  # type: ignore[no-untyped-def]
     ends,
     chosen,
     codes,
@@ -155,14 +111,17 @@ def scan_chosen(  # type: ignore[no-untyped-def]
     asked = QueryArrays(queries, steps, lengths, left, squares)
     kept = Kept(heaps, sizes, found, upper, numbers)
     slack = np.empty(steps.size, np.float32)
-    _slack(longest, offset.size != 0, asked, slack)
+    slack_of(longest, offset.size != 0, asked, slack)
     lists, begins, counts, order = arrange(chosen[first:last], first, ends.size - 1)
     products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
-    return _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores)
+    return look_in_lists(
+        of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores
+    )
 
 
 @part(**FLOAT)
-def _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+def look_in_lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
+    """What `scan_lists` does, with what `arrange` makes of the lists that were chosen."""
     for number in range(lists.size):
         at, end = ends[lists[number]], ends[lists[number] + 1]
         while at < end:
@@ -177,7 +136,7 @@ def _lists(of, base, allowed, ends, lists, begins, counts, asked, slack, floors,
 
 
 @part()
-def _slack(longest, squared, asked, made):  # type: ignore[no-untyped-def]
+def slack_of(longest, squared, asked, made):  # type: ignore[no-untyped-def]
     """What scores may be off besides the error of the rows, float32 `[B]`; see `search.codes`."""
     for query in range(made.size):
         off = longest * (asked.left[query] + ROUNDING * asked.lengths[query])

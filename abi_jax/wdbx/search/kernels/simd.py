@@ -207,3 +207,17 @@ def first_bit(context: Any, bits: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), True))
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def fetch(context: Any, base: Any, at: Any) -> Any:
+    """Has the cache line of `base[at]`, float32, brought near."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
+        to_read = [ir.Constant(I32, each) for each in (0, 3, 1)]
+        builder.call(function(builder.module, kind, "llvm.prefetch.p0i8"), [line, *to_read])
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.float32), types.intp), generate
