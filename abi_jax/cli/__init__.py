@@ -15,12 +15,12 @@ from abi_jax.errors import InputError, Preempted
 from abi_jax.sharding.compile_cache import compile_cache
 
 VERBS = (
-    *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "export", "embed", "info"),
-    *("log", "verify", "diff", "receipt", "check-receipt", "wdbx"),
+    *("demo", "data", "import", "train", "sweep", "launch", "generate", "chat", "serve", "key", "export", "embed"),
+    *("info", "log", "verify", "diff", "receipt", "check-receipt", "replay", "wdbx", "bench"),
 )
 READING = ("data", "generate", "chat", "embed", "info", "log", "diff")  # nothing is lost where nobody reads on
 READING_ACTIONS = ("query", "get", "log", "stats")  # of wdbx, likewise
-WRITING = ("demo", "import", "export", "launch")  # several processes would write over each other
+WRITING = ("demo", "import", "export", "launch", "key")  # several processes would write over each other
 
 EPILOG = """examples:
   abi demo                                          the whole story in ten minutes on a laptop
@@ -31,11 +31,13 @@ EPILOG = """examples:
   abi launch slurm configs/launch/example.yaml --dry-run
   abi generate runs/personas "My build fails and I am stuck" --persona abbey=0.6,aviva=0.4
   abi chat runs/personas --persona aviva
+  abi serve runs/personas                           to any OpenAI client, at http://127.0.0.1:8000/v1
   abi export runs/personas out/ --persona aviva     back to Hugging Face, the persona merged where it can be
   abi log runs/personas; abi verify runs/personas   what it was made from; whether it still is
   abi wdbx query memory.wdbx "how do I reset the cluster"
+  abi bench serve --url http://127.0.0.1:8000       throughput and latency of any OpenAI server under load
 
-Exit status: 0 done, 1 a check failed, 2 bad input, 143 stopped by SIGTERM with everything saved,
+Exit status: 0 done, 1 a check or a server's engine failed, 2 bad input, 143 stopped by SIGTERM with everything saved,
 141 nobody read what train, verify and the like had to say."""
 
 
@@ -83,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.devices is not None:
             simulate(options.devices)
         if options.verb in WRITING and os.environ.get("ABI_NUM_PROCESSES", "1") != "1":
-            raise InputError(f"abi {options.verb} is for one process; only abi train is started as several")
+            raise InputError(f"abi {options.verb} is for one process; abi train and abi serve are started as several")
         result = _module(options.verb).run(options)
         if options.json and result is not None:
             print(json.dumps(result), flush=True)
     except InputError as error:
-        return _fail(str(error), options.json)
+        return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), options.json)
     except Preempted as stopped:
         if options.json:
             print(json.dumps({"stopped": str(stopped), "step": stopped.step}))

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -28,6 +28,20 @@ def read_lines(source: TextIO) -> Iterator[str]:
         raise InputError(f"standard input is not UTF-8 text: byte {error.start}: {error.reason}") from None
 
 
+def add_actions(
+    parser: argparse.ArgumentParser, actions: Iterable[str], module: Callable[[str], Any]
+) -> list[argparse.ArgumentParser]:
+    """Declares a verb's actions, each with the arguments of its module; returns their parsers."""
+    there = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    made = []
+    for action in actions:
+        of = module(action)
+        form = argparse.RawDescriptionHelpFormatter
+        made.append(there.add_parser(action, help=of.HELP, description=of.__doc__, formatter_class=form))
+        of.add_arguments(made[-1])
+    return made
+
+
 def track_tensors(names: Iterable[str], total: int) -> Iterable[str]:
     """The names of tensors as they are worked on, with a progress bar in a terminal."""
     from tqdm import tqdm
@@ -48,7 +62,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--persona", default="", metavar="MIX", help="a persona, a mixture such as abbey=0.6,aviva=0.4, or base"
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens (all that fits)")
     parser.add_argument("--temperature", type=float, metavar="X", help="0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that sum to P")

@@ -1,8 +1,8 @@
 """An engine in this process: a model directory that answers conversations, text in, text out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from abi_jax.config import list_configs
 from abi_jax.model.config import ModelConfig
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.model.generate import Generator, Prompt
-from abi_jax.model.sampling import SamplingConfig
-from abi_jax.persona import Persona, check_mixture, load_personas, reading_table
-from abi_jax.persona import Sampling as PersonaSampling
+from abi_jax.persona import Persona, Sampling
+from abi_jax.serve.voices import Request, Voices
 from abi_jax.sharding.context import use
 from abi_jax.sharding.rules import AxisRules
-from abi_jax.text import TextStream, Tokenizer, render
+from abi_jax.text import TextStream, Tokenizer
 
-Message = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question.
-
-    mixture: persona -> weight on the simplex, empty for the base model. Settings left as None are the
-    leading persona's own.
-    """
-
-    messages: Sequence[Message]
-    mixture: Mapping[str, float] = field(default_factory=dict)
-    memory: Sequence[str] = ()
-    policy: str | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_tokens: int | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+__all__ = ["Answer", "LocalEngine", "Request"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +34,7 @@ class Answer:
 
 
 class LocalEngine:
-    """Answers requests, several at a time, each with its own personas and settings.
-
-    A model without a persona bank is given a persona's `voice` as its policy: an instruction, as any other
-    runtime would, and what a trained bank is to be compared with.
-    """
+    """Answers requests, several at a time, each with its own personas and settings."""
 
     def __init__(
         self,
@@ -75,6 +47,7 @@ class LocalEngine:
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.config, self.tokenizer, self.personas = config, tokenizer, tuple(personas)
+        self.voices = Voices(config, tokenizer, self.personas)
         self._mesh = mesh
         self._generator = Generator(config, params, dtype=dtype, stop_ids=tokenizer.eos_ids)
 
@@ -82,58 +55,29 @@ class LocalEngine:
     def open(cls, path: Path | str, *, mesh: Mesh | None = None, dtype: DTypeLike = jnp.float32) -> "LocalEngine":
         """Loads the newest checkpoint of a model directory; one that lists no personas is given all of `configs`."""
         directory = ModelDirectory.open(path)
-        personas = directory.personas or load_personas(list(list_configs("persona")))
+        voices = Voices.of(directory)
         params = directory.load_params(dtype=dtype, mesh=mesh)
-        return cls(directory.config, params, directory.tokenizer, personas, mesh=mesh, dtype=dtype)
+        return cls(voices.config, params, voices.tokenizer, voices.personas, mesh=mesh, dtype=dtype)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The personas that can be asked for."""
-        return tuple(p.name for p in self.personas)
+        return self.voices.names
 
     def prompt(self, request: Request) -> Prompt:
         """Renders a request to tokens. Raises `InputError` for an unknown persona or a mixture off the simplex."""
-        mixture = {n: w for n, w in check_mixture(request.mixture, self.names).items() if w > 0}
-        heard = [p for p in self.personas if p.name in mixture]
-        instructions = [p.voice for p in heard if p.voice] if self.config.persona is None else []
-        policy = "\n\n".join([*instructions, *filter(None, [request.policy])]) or None
-        rendered = render(self.tokenizer, request.messages, request.memory, policy)
-        settings = self.settings(request)
-        sampling = SamplingConfig(
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            settings.min_p,
-            settings.repetition_penalty,
-            request.seed,
-        )
-        prompt = Prompt(rendered.tokens, rendered.roles, sampling=sampling)
-        if not mixture:
-            return prompt
-        strict = [p for p in heard if p.strict_reading]
-        reads, prompt_reads = (np.logical_and.reduce(reading_table(some), axis=0) for some in (heard, strict))
-        prompt = replace(prompt, reads=reads, prompt_reads=prompt_reads)
-        if self.config.persona is None:
-            return prompt
-        w = np.zeros(self.config.persona.capacity, np.float32)
-        for name, weight in mixture.items():
-            w[self.names.index(name)] = weight
-        return replace(prompt, mixture=w, response_only=self.config.persona.response_only)
+        return self.voices.prompt(request)
 
-    def settings(self, request: Request) -> PersonaSampling:
+    def settings(self, request: Request) -> Sampling:
         """The sampling settings of a request: its own, else its leading persona's."""
-        base = PersonaSampling()
-        if request.mixture:
-            leading = max(request.mixture, key=lambda name: request.mixture[name])
-            base = next((p.sampling for p in self.personas if p.name == leading), base)
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
-        given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-        return replace(base, **given)
+        return self.voices.settings(request)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields an answer's text in pieces of whole characters."""
         text = TextStream(self.tokenizer, request.stop)
-        for row in self._tokens([self.prompt(request)], self.settings(request).max_tokens):
+        prompt = self.prompt(request)
+        limit = self.settings(request).limit(self.config.max_length - len(prompt.tokens))
+        for row in self._tokens([prompt], limit):
             if row[0] < 0:
                 break
             yield from filter(None, [text.push(int(row[0]))])
@@ -146,11 +90,11 @@ class LocalEngine:
         if not requests:
             return []
         streams = [TextStream(self.tokenizer, r.stop) for r in requests]
-        limits = [self.settings(r).max_tokens for r in requests]
         texts, counts = [""] * len(requests), [0] * len(requests)
         ended = [False] * len(requests)
         prompts = [self.prompt(r) for r in requests]
         rooms = [self.config.max_length - len(p.tokens) for p in prompts]
+        limits = [self.settings(r).limit(room) for r, room in zip(requests, rooms, strict=True)]
         for row in self._tokens(prompts, max(limits)):
             for i, token in enumerate(row.tolist()):
                 if ended[i]:

@@ -12,7 +12,7 @@ import pytest
 
 from abi_jax import wdbx
 from abi_jax.cli.wdbx import ACTIONS
-from abi_jax.cli.wdbx.encoder import SentenceEncoder
+from abi_jax.serve.embedder import SentenceEncoder
 from tests.cli.conftest import Abi
 
 ENCODER = Path(__file__).parents[1] / "model" / "golden" / "bge_tiny"
@@ -100,8 +100,16 @@ def test_log_and_at(store: Path, abi: Abi) -> None:
     tagged = abi("wdbx", "at", store, "4", "--tag", "second", "--json").json
     assert (tagged["version"], tagged["collections"]) == (4, {"notes": 3})
     assert abi("wdbx", "at", store, "second", "--json").json["version"] == 4
+    assert abi("wdbx", "at", store, "second", "--untag").out.startswith(
+        f"{store} at version 4, no longer tagged second"
+    )
+    wrong = abi("wdbx", "at", store, "4", "--untag")
+    assert wrong.status == 2 and "there is no tag '4'" in wrong.err and "it has first" in wrong.err
+    abi("wdbx", "at", store, "4", "--tag", "second")
     wrong = abi("wdbx", "at", store, "third")
     assert wrong.status == 2 and "first, second" in wrong.err
+    nobody = abi("wdbx", "get", store, "a", "--collection", "nots")
+    assert nobody.status == 2 and "there is no collection 'nots'" in nobody.err and "has notes" in nobody.err
 
 
 def test_verify_names_damage(store: Path, abi: Abi) -> None:
@@ -112,6 +120,40 @@ def test_verify_names_damage(store: Path, abi: Abi) -> None:
     log.write_bytes(data)
     found = abi("wdbx", "verify", store)
     assert found.status == 1 and log.name in found.out
+
+
+def test_what_is_whole_of_a_damaged_store(store: Path, abi: Abi, tmp_path: Path) -> None:
+    assert abi("wdbx", "get", store, "a", "--damaged", "ignore", "--json").json["left_out"] == []
+    assert abi("wdbx", "compact", store).status == 0
+    abi("wdbx", "create", store, "whole", "--dim", "2")
+    np.save(tmp_path / "v.npy", np.ones((3, 2), np.float32))
+    abi("wdbx", "import", store, tmp_path / "v.npy", "--collection", "whole")
+    file = next(store.glob("segments/*/vectors/0.0"))
+    file.unlink()
+    name = file.relative_to(store).as_posix()
+    commands: list[list[object]] = [["get", store, "0"], ["export", store, tmp_path / "out.jsonl"]]
+    for command in [*commands, ["query", store, "[1, 1]"]]:
+        asked = ["wdbx", *command, "-c", "whole"]
+        refused = abi(*asked)
+        assert refused.status == 2 and name.split("/")[1] in refused.err
+        shown = abi(*asked, "--damaged", "ignore", "--json")
+        assert shown.status == 0 and f"left out: {name}" in shown.err
+        assert any(name in each for each in shown.json["left_out"])
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+    for command in (["log", store], ["stats", store], ["at", store, "1"]):
+        assert abi("wdbx", *command, "--damaged", "ignore", "--json").json["left_out"]
+    refused = abi("wdbx", "at", store, "1", "--tag", "one", "--damaged", "ignore")
+    assert refused.status == 2 and "mode 'r'" in refused.err
+
+
+def test_more_columns(store: Path, abi: Abi) -> None:
+    made = abi("wdbx", "add-column", store, "rating=float", "tags=list[str]", "--json").json
+    assert [name for name, _ in made["collection"]["schema"]] == ["lang", "year", "rating", "tags"]
+    assert made["version"] == abi("wdbx", "stats", store, "--json").json["version"]
+    assert abi("wdbx", "get", store, "a", "--json").json["rows"][0]["metadata"] == {"lang": "en", "year": 2019}
+    for field, said in (("year=int", "has a field 'year' already"), ("rating", "expected NAME=TYPE"), ("x=y", "'y'")):
+        refused = abi("wdbx", "add-column", store, field)
+        assert refused.status == 2 and said in refused.err
 
 
 def test_compact_and_stats(store: Path, abi: Abi) -> None:
@@ -300,6 +342,7 @@ def test_what_is_no_store(action: str, tmp_path: Path, abi: Abi) -> None:
     }
     more |= {"receipt": [tmp_path / "x.json"], "prove": ["a", tmp_path / "x.json"], "backup": [tmp_path / "x"]}
     more |= {"restore": [tmp_path / "x"], "rotate": ["--new-key", tmp_path / "x"], "erase": ["tenant"]}
+    more |= {"add-column": ["year=int"]}
     asked = abi("wdbx", action, tmp_path / "nothing", *more.get(action, []))
     assert asked.status == 2 and "is not a WDBX store" in asked.err
     assert not (tmp_path / "nothing").exists()
@@ -327,14 +370,11 @@ def test_a_url_is_a_store(tmp_path: Path, abi: Abi) -> None:
     assert abi("wdbx", "prove", url, "a", tmp_path / "proof.json").status == 0
     (tmp_path / "proof.json").unlink()
     assert abi("wdbx", "verify", url).out == f"{url}: no findings\n"
-    refused = abi("wdbx", "backup", url, tmp_path / "backup")
-    assert refused.status == 2 and "is no folder of this machine" in refused.err
-    for arguments in (
-        ("backup", url, "s3://bucket/backup"),
-        ("restore", tmp_path, url),
-        ("restore", url, tmp_path / "to"),
-    ):
-        assert abi("wdbx", *arguments).status == 2
+    assert abi("wdbx", "backup", url, tmp_path / "backup").status == 0
+    assert abi("wdbx", "restore", tmp_path / "backup", tmp_path / "back").status == 0
+    assert abi("wdbx", "stats", tmp_path / "back", "--json").json["collections"]["notes"]["rows"] == 1
+    assert abi("wdbx", "restore", tmp_path / "backup", url).status == 2  # there is one
     refused = abi("wdbx", "stats", "ftp://host/store")
     assert refused.status == 2 and "scheme 'ftp' is not known" in refused.err
-    assert list(tmp_path.iterdir()) == [rows] and not Path("memory:").exists() and not Path("s3:").exists()
+    assert {each.name for each in tmp_path.iterdir()} == {rows.name, "backup", "back"}
+    assert not Path("memory:").exists() and not Path("s3:").exists()

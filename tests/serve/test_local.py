@@ -87,14 +87,16 @@ def test_a_stop_string_ends_an_answer_and_is_not_shown(engine: LocalEngine) -> N
     assert "".join(engine.stream(replace(request, stop=(stop,)))) == cut.text
 
 
-def test_an_answer_ends_where_the_context_does(engine: LocalEngine) -> None:
-    requests = [replace(ask(), messages=[{"role": "user", "content": "x " * n}], max_tokens=200) for n in (105, 100)]
+@pytest.mark.parametrize("limit", [200, None])
+def test_an_answer_ends_where_the_context_does(engine: LocalEngine, limit: int | None) -> None:
+    requests = [replace(ask(), messages=[{"role": "user", "content": "x " * n}], max_tokens=limit) for n in (105, 100)]
     long = [r for r in requests if len(engine.prompt(r).tokens) > 200]
     assert long
     for seed in range(20):
         answer = one(engine, replace(long[0], seed=seed))
         if answer.prompt_tokens + answer.tokens == MODEL.max_length:
             assert answer.finish == "length"
+            assert answer.text == "".join(engine.stream(replace(long[0], seed=seed)))
             return
     pytest.fail("no answer reached the end of the context")
 
@@ -220,8 +222,8 @@ def test_memory_and_policy_stand_in_the_prompt(engine: LocalEngine) -> None:
         (ask(top_p=0.0), "top_p = 0.0"),
         (ask(max_tokens=0), "max_tokens = 0"),
         (ask(seed=-1), "seed=-1"),
-        (Request([]), "the first turn is the none's"),
-        (Request([{"role": "assistant", "content": "hi"}]), "the first turn is the assistant's"),
+        (Request([]), "0 messages hold no question"),
+        (Request([{"role": "assistant", "content": "hi"}]), "the last of 1 messages is the assistant's"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )

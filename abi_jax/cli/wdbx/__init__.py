@@ -8,6 +8,7 @@
   abi wdbx get memory.wdbx doc-1 doc-2;  abi wdbx delete memory.wdbx doc-1
   abi wdbx log memory.wdbx;  abi wdbx at memory.wdbx 17 --tag before-the-change
   abi wdbx verify memory.wdbx;  abi wdbx stats memory.wdbx;  abi wdbx backup memory.wdbx backups/memory.wdbx
+  abi wdbx export memory.wdbx what-is-whole.parquet --damaged ignore
   abi wdbx rotate memory.wdbx --key old.key --new-key new.key;  abi wdbx erase memory.wdbx customer-17 --key new.key
 
 A store is a directory; `create` and `import` make it. Where it has one collection, no --collection need be given. Exit
@@ -19,35 +20,25 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from abi_jax.cli.shared import add_actions
+
 HELP = "a store of vectors: import, query, versions, verify"
 ACTIONS = (
-    *("create", "import", "query", "get", "delete", "export", "log", "at"),
+    *("create", "add-column", "import", "query", "get", "delete", "export", "log", "at"),
     *("verify", "receipt", "prove", "compact", "backup", "restore", "rotate", "erase", "stats"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Sequence[argparse.ArgumentParser]:
     """Declares the arguments of every action; returns their parsers."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    made = []
-    for action in ACTIONS:
-        module = _module(action)
-        sub = actions.add_parser(
-            action,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(sub)
-        made.append(sub)
-    return made
+    return add_actions(parser, ACTIONS, _module)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs one action and returns what it did."""
     result: dict[str, Any] = _module(options.action).run(options)
-    return result
+    return result | ({"left_out": options.left_out} if getattr(options, "damaged", "refuse") == "ignore" else {})
 
 
 def _module(action: str) -> Any:
-    return importlib.import_module(f"abi_jax.cli.wdbx.{'import_' if action == 'import' else action}")
+    return importlib.import_module(f"abi_jax.cli.wdbx.{'import_' if action == 'import' else action.replace('-', '_')}")

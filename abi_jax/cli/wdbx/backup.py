@@ -3,6 +3,7 @@
 The backup is a store of its own: it can be queried, verified, and restored.
 
   abi wdbx backup memory.wdbx backups/memory.wdbx
+  abi wdbx backup memory.wdbx s3://bucket/backups/memory
 """
 
 import argparse
@@ -18,7 +19,7 @@ HELP = "copy a store that is in use"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser, collection=False)
-    parser.add_argument("out", type=place, help="directory of the backup: new, or an older backup of the same store")
+    parser.add_argument("out", type=place, help="directory or URL of the backup: new, or an older one of the store")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

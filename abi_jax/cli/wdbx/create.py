@@ -10,8 +10,8 @@ where the encoder is, and has its dimension and a column `document`.
 import argparse
 from typing import Any
 
-from abi_jax.cli.wdbx.encoder import SentenceEncoder, add_encoder
-from abi_jax.cli.wdbx.shared import PLACE, place
+from abi_jax.cli.wdbx.encoder import add_encoder, open_encoder
+from abi_jax.cli.wdbx.shared import PLACE, place, schema_of
 from abi_jax.errors import InputError
 
 HELP = "make a collection, and its store"
@@ -43,15 +43,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Makes the collection and says what it is."""
     from abi_jax import wdbx
 
-    schema = {}
-    for field in options.field:
-        name, given, kind = field.rpartition("=")
-        if not given:
-            raise InputError(f"--field {field!r}; expected NAME=TYPE, e.g. year=int")
-        schema[name] = kind
+    schema = schema_of(options.field, "--field")
     if options.dim is None and options.encoder is None:
         raise InputError("expected --dim, the numbers in a vector, or --encoder")
-    encoder = None if options.encoder is None else SentenceEncoder(options.encoder)
+    encoder = None if options.encoder is None else open_encoder(options.encoder)
     with wdbx.open(options.store, key=options.key) as db:
         made = db.create_collection(
             options.collection, options.dim, options.metric, options.dtype, schema, options.ids, encoder, options.tenant

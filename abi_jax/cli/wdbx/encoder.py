@@ -7,31 +7,15 @@ from typing import TYPE_CHECKING
 from abi_jax.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from abi_jax.serve.embedder import SentenceEncoder
     from abi_jax.wdbx import Collection, Database
 
 
-class SentenceEncoder:
-    """An encoder as the store wants it: a function of texts, with one of its own for questions."""
+def open_encoder(folder: Path) -> "SentenceEncoder":
+    """The encoder of a directory."""
+    from abi_jax.serve.embedder import SentenceEncoder  # imported where it is asked for, since it takes a while
 
-    def __init__(self, folder: Path) -> None:
-        from abi_jax.model.encoder import load_encoder
-
-        self.name = str(folder.expanduser().absolute())
-        self._encoder = load_encoder(folder)
-        self.dimension = self._encoder.dimension
-
-    def __call__(self, texts: list[str]) -> "np.ndarray":
-        """Vectors of texts that are stored, float32 `[n, dimension]`."""
-        return self._encode(texts, "passage")
-
-    def queries(self, texts: list[str]) -> "np.ndarray":
-        """Vectors of texts that are searched for, float32 `[n, dimension]`."""
-        return self._encode(texts, "query")
-
-    def _encode(self, texts: list[str], prompt: str) -> "np.ndarray":
-        return self._encoder.encode(texts, prompt=prompt if prompt in self._encoder.settings.prompts else None)
+    return SentenceEncoder(folder)
 
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
@@ -53,4 +37,4 @@ def with_encoder(db: "Database", collection: "Collection", given: Path | None) -
     if not folder.expanduser().is_dir():
         hint = "" if given is not None else f"; collection {collection.name} was made with it, --encoder names another"
         raise InputError(f"encoder {str(folder)!r} is not there: expected a sentence-encoder directory{hint}")
-    return db.collection(collection.name, encoder=SentenceEncoder(folder))
+    return db.collection(collection.name, encoder=open_encoder(folder))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from abi_jax.cli.wdbx.shared import add_at, add_store, open_store, the_collection, version_of
+from abi_jax.cli.wdbx.shared import add_at, add_damaged, add_store, open_store, the_collection, version_of
 
 HELP = "rows to a file: Parquet, Arrow, JSON lines, NumPy"
 
@@ -19,6 +19,7 @@ HELP = "rows to a file: Parquet, Arrow, JSON lines, NumPy"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser)
+    add_damaged(parser)
     parser.add_argument("out", type=Path, help="file to write: .parquet, .arrow, .jsonl, .jsonl.gz or .npz")
     add_at(parser)
 

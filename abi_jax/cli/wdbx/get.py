@@ -10,6 +10,7 @@ from typing import Any
 
 from abi_jax.cli.wdbx.shared import (
     add_at,
+    add_damaged,
     add_store,
     ids_of,
     open_store,
@@ -26,6 +27,7 @@ HELP = "show rows by their ids"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser)
+    add_damaged(parser)
     parser.add_argument("ids", nargs="+", metavar="ID", help="ids of rows")
     parser.add_argument("--vectors", action="store_true", help="print vectors, too")
     add_at(parser)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abi_jax.cli.wdbx.encoder import SentenceEncoder, add_encoder, with_encoder
+from abi_jax.cli.wdbx.encoder import add_encoder, open_encoder, with_encoder
 from abi_jax.cli.wdbx.shared import add_store, is_store
 from abi_jax.errors import InputError
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for file in options.files:
         if not file.exists():
             raise InputError(f"{file} is not there; expected a file to import")
-    encoder = None if options.encoder is None else SentenceEncoder(options.encoder)
+    encoder = None if options.encoder is None else open_encoder(options.encoder)
     inferred = None if _is_there(options) else _infer(options, encoder)
     with wdbx.open(options.store, key=options.key) as db:
         collection = _collection(db, options) if inferred is None else db.create_collection(**inferred, encoder=encoder)
@@ -101,7 +101,7 @@ def _collection(db: "Database", options: argparse.Namespace) -> "Collection":
     return the_collection(db, options)
 
 
-def _infer(options: argparse.Namespace, encoder: SentenceEncoder | None) -> dict[str, Any]:
+def _infer(options: argparse.Namespace, encoder: Any) -> dict[str, Any]:
     """What the new collection has to be."""
     from abi_jax.wdbx.transfer.infer import infer_file
 

@@ -8,7 +8,7 @@ import argparse
 from itertools import islice
 from typing import Any
 
-from abi_jax.cli.wdbx.shared import add_store, open_store, table
+from abi_jax.cli.wdbx.shared import add_damaged, add_store, open_store, table
 from abi_jax.errors import InputError
 
 HELP = "what was done to a store, version by version"
@@ -17,6 +17,7 @@ HELP = "what was done to a store, version by version"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser, collection=False)
+    add_damaged(parser)
     parser.add_argument("--last", type=int, default=20, metavar="N", help="so many, 0 for all (default: 20)")
 
 

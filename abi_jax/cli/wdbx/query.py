@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from abi_jax.cli.wdbx.encoder import add_encoder, with_encoder
 from abi_jax.cli.wdbx.shared import (
     add_at,
+    add_damaged,
     add_store,
     open_store,
     plain_metadata,
@@ -39,6 +40,7 @@ HELP = "find what is near a text or a vector"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser)
+    add_damaged(parser)
     parser.add_argument("query", metavar="QUERY", help="a text, a JSON list of numbers, or a .npy file")
     parser.add_argument("--top-k", "-k", type=int, default=10, metavar="K", help="how many to find (default: 10)")
     parser.add_argument(

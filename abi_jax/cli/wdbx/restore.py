@@ -14,7 +14,7 @@ HELP = "a store from a backup"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
-    parser.add_argument("backup", type=place, help="directory of the backup")
+    parser.add_argument("backup", type=place, help="directory of the backup, or its URL")
     parser.add_argument("store", type=place, help="where the store is to be; nothing must be there")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,30 @@ def add_at(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_damaged(parser: argparse.ArgumentParser) -> None:
+    """`--damaged`: of a damaged store, what is whole."""
+    parser.add_argument(
+        "--damaged",
+        choices=("refuse", "ignore"),
+        default="refuse",
+        help="ignore: of a damaged store shows what is whole, and says which files are left out (default: refuse)",
+    )
+
+
 def open_store(options: argparse.Namespace, mode: str) -> "Database":
-    """The store, which must be there: `mode` "r" to read it beside others, "a" to write."""
+    """The store, which must be there: `mode` "r" to read it beside others, "a" to write.
+
+    Prints what is left out of a damaged one, and puts it into `options.left_out`.
+    """
     from abi_jax import wdbx
 
     if not is_store(options.store):
         raise InputError(f"{options.store} is not a WDBX store; abi wdbx create or import makes one")
-    return wdbx.open(options.store, mode=mode, key=options.key)
+    db = wdbx.open(options.store, mode=mode, key=options.key, damaged=getattr(options, "damaged", "refuse"))
+    options.left_out = [str(each) for each in db.left_out]
+    for each in options.left_out:
+        print(f"left out: {each}", file=sys.stderr)
+    return db
 
 
 def place(text: str) -> Path | str:
@@ -83,6 +101,17 @@ def ids_of(collection: "Collection", texts: Sequence[str]) -> list[str | int]:
     except ValueError:
         wrong = next(each for each in texts if not each.lstrip("-").isdecimal())
         raise InputError(f"id {wrong!r}: collection {collection.name} has ids that are whole numbers") from None
+
+
+def schema_of(fields: Sequence[str], option: str = "") -> dict[str, str]:
+    """Fields and their types, as they are typed: NAME=TYPE. option: what errors name."""
+    schema: dict[str, str] = {}
+    for field in fields:
+        name, given, kind = field.rpartition("=")
+        if not given or name in schema:
+            raise InputError(f"{option} {field!r}; expected NAME=TYPE, each name once, e.g. year=int".strip())
+        schema[name] = kind
+    return schema
 
 
 def where_of(text: str | None) -> dict[str, Any] | None:

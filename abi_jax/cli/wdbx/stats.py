@@ -7,7 +7,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from abi_jax.cli.wdbx.shared import add_store, open_store, table
+from abi_jax.cli.wdbx.shared import add_damaged, add_store, open_store, table
 
 HELP = "what a store has"
 
@@ -15,6 +15,7 @@ HELP = "what a store has"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the action's arguments."""
     add_store(parser, collection=False)
+    add_damaged(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         | {"dim": specs[each.name].dim, "dtype": specs[each.name].dtype, "metric": specs[each.name].metric}
         | {"fields": dict(specs[each.name].schema), "encoder": specs[each.name].encoder}
         for each in stats.collections
+        if each.name in specs  # not what is left out of a damaged store
     }
     if not options.json:
         print(f"{options.store}: version {stats.version}, {stats.total_bytes:,} bytes")
