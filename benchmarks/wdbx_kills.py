@@ -44,8 +44,8 @@ RETENTION = 0.5  # seconds
 SEALED = 4  # after so many kills the log is sealed in peace, so that it does not grow for ever
 BEFORE = 5  # of so many kills one is looked at by `verify` before the store is opened again, too
 STORE_LIFE = 100  # kills, then another store is begun
-LONGEST = 0.6  # seconds of a process
-OPENING = 0.25  # of all kills are at a moment of its first quarter, the others after it has opened the store
+LONGEST = 0.6  # seconds that a process writes
+OPENING = 0.25  # of all kills are at a moment of its first quarter of that, the others after its first write
 PATIENCE = 60.0  # seconds that it may need for that
 OPENED = 255  # in the place of a thread: the store is open
 TOLD = struct.Struct("<BIQ")  # thread, operation, version
@@ -120,9 +120,9 @@ class Store:
         until = time.monotonic() + (moment / 4 if chosen.random() < OPENING else PATIENCE)
         while (left := until - time.monotonic()) > 0:
             if here.poll(left):
-                if not data:
+                before, data = data, data + os.read(here.fileno(), 1 << 16)
+                if len(before) <= TOLD.size < len(data):  # a first write was acknowledged
                     until = min(until, time.monotonic() + moment)
-                data += os.read(here.fileno(), 1 << 16)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -1,11 +1,13 @@
 """Exact search on the devices of a mesh, beside faiss-cpu (on a CPU) or what the device itself can do (on a GPU).
 
-    python -m benchmarks.wdbx_mesh [--rows 100000] [--dim 384] [--repeats 9] [--operations 10000]
+    python -m benchmarks.wdbx_mesh [--rows 100000] [--dim 384] [--repeats 9] [--operations 10000] [--simulate 8]
 
 Prints one JSON object. On a CPU: one device, float32, batches of 1, 8, 64 and 512; medians in seconds, wall and CPU, of
 ours (candidates on the device, exact scores, ties) and of `faiss.IndexFlatIP` with `distance_compute_blas_threshold`
 20, and ratios theirs / ours. The two take turns, each in its own process, since idle threads of one spin on the cores
-of the other; `--cores 1` binds both to one core, where a machine is busy. On a GPU: bfloat16; the device's part as a
+of the other; `--cores 1` binds both to one core, where a machine is busy. With `--simulate`: inverted lists, and a
+filter that leaves 1 %, beside exact search of all rows, on so many simulated devices; these say how much less work it
+is, not how quick devices are. On a GPU: bfloat16; the device's part as a
 share of a copy's bandwidth and of a product's rate, both measured in the same run, and beside torch (matmul and topk),
 where it is. `mixed`: programs that were compiled in so many mixed operations, after an eighth of them.
 """
@@ -23,6 +25,8 @@ from time import perf_counter, process_time, sleep
 from typing import Any
 
 import numpy as np
+
+from abi_jax.sharding.simulate import simulated_devices
 
 BATCHES = (1, 8, 64, 512)
 TOP_K = 10
@@ -158,7 +162,7 @@ def on_gpu(rows: int, dim: int, repeats: int, kernel: str) -> dict[str, Any]:
         def scan(batch: int = batch, sent: list[Any] = sent) -> Any:
             best, base = programs.begin(batch, keep), 0
             for each in slabs:
-                best = programs.scan(each.slab.arrays, each.mask, base, sent, best)
+                best = programs.scan(each.slab.arrays, each.seen.mask, base, sent, best)
                 base += each.slab.slots * pool.shape.rows
             return programs.merge(best)
 
@@ -191,6 +195,47 @@ def beside_torch(vectors: np.ndarray, queries: np.ndarray, ours: float, repeats:
         times.append(perf_counter() - start)
     theirs = median(times[1:])
     return {"torch_s": theirs, "torch_ratio": theirs / ours}
+
+
+def lists_beside_exact(rows: int, dim: int, repeats: int, devices: int) -> dict[str, Any]:
+    """Seconds of exact search, of lists and of what a filter leaves, and what share of the nearest lists found."""
+    import jax
+    from jax.sharding import Mesh
+
+    from abi_jax.wdbx.search.mesh import MeshSearch
+    from abi_jax.wdbx.search.mesh_part import MeshPart
+    from abi_jax.wdbx.search.told import Told
+
+    vectors, queries = make_data(rows, dim)
+    mesh = MeshSearch(Mesh(np.array(jax.devices()[:devices]), ("data",)))
+    start, cpu = perf_counter(), process_time()
+    lists = mesh.make_lists("all", mesh, "ip", vectors)
+    made: dict[str, Any] = {"devices": devices, "lists": len(lists.centroids)}
+    made |= {"lists_s": round(perf_counter() - start, 3), "lists_cpu_s": round(process_time() - cpu, 3)}
+    every, few = np.ones(rows, bool), np.random.default_rng(1).random(rows) < 0.01
+
+    def timed(batch: int, allowed: np.ndarray, recall: float) -> tuple[float, float, list[set[int]], dict[str, Any]]:
+        part = MeshPart(mesh, vectors, allowed, lambda: lists)
+        mesh("all", [part], "ip", queries[:batch], TOP_K, None, recall)
+        times = []
+        for _ in range(repeats):
+            told, wall, cpu = Told(), perf_counter(), process_time()
+            found = mesh("all", [part], "ip", queries[:batch], TOP_K, told, recall).each()
+            times.append((perf_counter() - wall, process_time() - cpu))
+        wall, cpu = (median(each) for each in zip(*times, strict=True))
+        return wall, cpu, [{*each.rows[:TOP_K].tolist()} for each in found], told.entries(["it"])[0]
+
+    for batch in (1, 8, 64):
+        *exact, rows_of, _ = timed(batch, every, 1.0)
+        made[f"batch_{batch}"] = {"exact_s": round(exact[0], 5), "exact_cpu_s": round(exact[1], 5)}
+        for name, allowed, recall in (("recall_0.9", every, 0.9), ("recall_0.99", every, 0.99), ("filter", few, 1.0)):
+            wall, cpu, found, how = timed(batch, allowed, recall)
+            ratios = {"ratio": round(exact[0] / wall, 2), "ratio_cpu": round(exact[1] / cpu, 2)}
+            made[f"batch_{batch}"][name] = ratios | {"way": how["way"], "rows": how["rows"]}
+            if recall < 1:
+                same = [len(a & b) / TOP_K for a, b in zip(rows_of, found, strict=True)]
+                made[f"batch_{batch}"][name]["found"] = round(float(np.mean(same)), 4)
+    return made
 
 
 def recompilations(operations: int) -> dict[str, int]:
@@ -237,11 +282,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--operations", type=int, default=0)
     parser.add_argument("--kernel", default="xla")
+    parser.add_argument("--simulate", type=int, default=0)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args()
     made: dict[str, Any] = {"benchmark": "wdbx_mesh", "rows": asked.rows, "dim": asked.dim, "repeats": asked.repeats}
     made["cores"] = asked.cores
-    if asked.repeats:
+    if asked.simulate:
+        os.environ.update(simulated_devices(asked.simulate, os.environ))
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
+        made |= lists_beside_exact(asked.rows, asked.dim, asked.repeats, asked.simulate)
+    elif asked.repeats:
         made |= (
             beside_faiss(asked.rows, asked.dim, asked.repeats, asked.cores)
             if not has_gpu()

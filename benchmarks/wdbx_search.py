@@ -173,17 +173,43 @@ def work(engine: str, name: str, rows: int, recall: float, truth: np.ndarray | N
     built = {"build_wall": perf_counter() - start, "build_cpu": process_time() - cpu, "found": ask(queries)}
     pipe.send(built | ({"about": ask.about()} if isinstance(ask, Ours) else {}))
     while (batch := pipe.recv()) is not None:
-        ask(queries[:batch])
-        walls: list[float] = []
-        cpus: list[float] = []
-        began = perf_counter()
-        while perf_counter() < began + TURN or len(walls) < 3:
-            at = (len(walls) * batch) % (half - batch + 1) if batch < half else 0
-            some, start, cpu = queries[at : at + batch], perf_counter(), process_time()
-            ask(some)
-            walls.append(perf_counter() - start)
-            cpus.append(process_time() - cpu)
-        pipe.send((median(walls), sum(cpus) / len(cpus)))
+        pipe.send(take_turn(ask, queries, batch))
+
+
+def take_turn(ask: Ask, queries: np.ndarray, batch: int) -> tuple[float, float]:
+    """Seconds of a batch, wall and CPU, of as many as a turn has."""
+    half = QUERIES // 2
+    ask(queries[:batch])
+    walls: list[float] = []
+    cpus: list[float] = []
+    began = perf_counter()
+    while perf_counter() < began + TURN or len(walls) < 3:
+        at = (len(walls) * batch) % (half - batch + 1) if batch < half else 0
+        some, start, cpu = queries[at : at + batch], perf_counter(), process_time()
+        ask(some)
+        walls.append(perf_counter() - start)
+        cpus.append(process_time() - cpu)
+    return median(walls), sum(cpus) / len(cpus)
+
+
+def in_turns(pipes: dict[str, Connection], batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """What a batch takes each engine, which answers a size that it is sent with `take_turn`, and over ours."""
+    taken: dict[str, list[tuple[float, float]]] = {engine: [] for engine in pipes}
+    for _ in range(rounds):
+        for engine, pipe in pipes.items():
+            pipe.send(batch)
+            taken[engine].append(pipe.recv())
+    walls = {engine: median(wall for wall, _ in each) for engine, each in taken.items()}
+    cpus = {engine: median(cpu for _, cpu in each) for engine, each in taken.items()}
+    return {
+        engine: {
+            "wall": walls[engine],
+            "cpu": cpus[engine],
+            "ratio_wall": walls[engine] / walls["ours"],
+            "ratio_cpu": cpus[engine] / cpus["ours"],
+        }
+        for engine in pipes
+    }
 
 
 def compare(
@@ -207,20 +233,8 @@ def compare(
         for engine, each in made.items()
     }
     for batch in batches:
-        taken: dict[str, list[tuple[float, float]]] = {engine: [] for engine in engines}
-        for _ in range(rounds):
-            for engine in engines:
-                pipes[engine].send(batch)
-                taken[engine].append(pipes[engine].recv())
-        walls = {engine: median(wall for wall, _ in each) for engine, each in taken.items()}
-        cpus = {engine: median(cpu for _, cpu in each) for engine, each in taken.items()}
-        for engine in engines:
-            result[engine][f"batch_{batch}"] = {
-                "wall": walls[engine],
-                "cpu": cpus[engine],
-                "ratio_wall": walls[engine] / walls["ours"],
-                "ratio_cpu": cpus[engine] / cpus["ours"],
-            }
+        for engine, each in in_turns(pipes, batch, rounds).items():
+            result[engine][f"batch_{batch}"] = each
     for pipe in pipes.values():
         pipe.send(None)
     return result, reference

@@ -2,12 +2,15 @@
 
     python -m benchmarks.wdbx_write --folder runs/wdbx_write --peer-python .venv-peers/bin/python
 
-Rounds are interleaved, on the same disk. Every write of WDBX is durable (`fdatasync`) and hash-chained when it returns;
-those of the peers are as they come. `upsert`: 1,000 x 768 float32 with ids and two fields, into a table that is there.
+Rounds are interleaved, on the same disk, and imports take turns at being first: a virtual machine gives memory that was
+just freed sooner than other; before a measure `--touch` GiB are taken and given back, so that memory the machine never
+had is nobody's cost. Every write of WDBX is durable (`fdatasync`) and hash-chained when it returns; those of
+the peers are as they come. `upsert`: 1,000 x 768 float32 with ids and two fields, into a table that is there.
 `import`: rows into an empty table, from NumPy arrays; Chroma and Qdrant, which index or keep rows one by one, are given
 fewer of them (`slow_rows`) and run in the interpreter `--peer-python`, which has them installed. `disk`: 1,000 upserts
 of one row each, then nothing for some seconds: bytes of all files to bytes of vectors, ids and fields. `stall`: seconds
-of single upserts, quiet and while a seal of `--seal-rows` rows goes on. Prints one JSON object.
+of single upserts, quiet and while a seal of `--seal-rows` rows goes on. `load`: of the machine before a measure. Prints
+one JSON object.
 """
 
 import argparse
@@ -174,7 +177,7 @@ def imports(folder: Path, rounds: int, rows: int, dim: int, python: str, slow_ro
     """Rows a second of all engines; `ratio_best`: ours to those of the best peer."""
     found: dict[str, list[Timed]] = {name: [] for name in PEERS if python or name in ("wdbx", "lancedb")}
     for turn in range(rounds + 1):
-        for name in ("wdbx", "lancedb"):
+        for name in ("wdbx", "lancedb") if turn % 2 else ("lancedb", "wdbx"):
             taken = load(name, folder, rows, dim)
             found[name] += [taken] if turn else []
         if python and turn == 1:
@@ -233,15 +236,22 @@ def stall(folder: Path, seal_rows: int, dim: int = 768) -> dict[str, Any]:
     return said | {"greatest_ms": round(1e3 * max(busy), 2)}
 
 
+def touch(gib: float) -> None:
+    """Takes memory once and gives it back."""
+    np.ones(int(gib * 2**27))
+
+
 def main() -> None:
     """Parses the command line and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/wdbx_write"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--peer-python", default="", help="an interpreter that has chromadb and qdrant-client")
     parser.add_argument("--slow-rows", type=int, default=5000)
     parser.add_argument("--seal-rows", type=int, default=20_000)
     parser.add_argument("--rest", type=float, default=8.0, help="seconds before bytes are counted")
+    parser.add_argument("--only", nargs="+", help="measures whose names begin so: upsert, disk, stall, import")
+    parser.add_argument("--touch", type=float, default=6.0, help="GiB of memory that are taken before a measure")
     parser.add_argument("--load", choices=list(PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--dim", type=int, help=argparse.SUPPRESS)
@@ -251,12 +261,20 @@ def main() -> None:
         print(json.dumps(load(args.load, args.folder, args.rows, args.dim)))
         sys.stdout.flush()
         os._exit(0)  # some peers hold on to threads
-    said: dict[str, Any] = {"benchmark": "wdbx_write", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    said["upsert_1000x768"] = upserts(args.folder, 3 * args.rounds)
-    said["disk_1000_upserts"] = disk(args.folder, args.rest)
-    said["stall"] = stall(args.folder, args.seal_rows)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "upsert_1000x768": lambda: upserts(args.folder, 3 * args.rounds),
+        "disk_1000_upserts": lambda: disk(args.folder, args.rest),
+        "stall": lambda: stall(args.folder, args.seal_rows),
+    }
     for rows, dim in SHAPES:
-        said[f"import_{rows}x{dim}"] = imports(args.folder, args.rounds, rows, dim, args.peer_python, args.slow_rows)
+        shape = args.folder, args.rounds, rows, dim, args.peer_python, args.slow_rows
+        measures[f"import_{rows}x{dim}"] = partial(imports, *shape)
+    said: dict[str, Any] = {"benchmark": "wdbx_write", "cores": os.cpu_count()}
+    for name, measure in measures.items():
+        if not args.only or name.startswith(tuple(args.only)):
+            touch(args.touch)
+            load_before = round(os.getloadavg()[0], 2)
+            said[name] = measure() | {"load": load_before}
     print(json.dumps(said, indent=1))
 
 

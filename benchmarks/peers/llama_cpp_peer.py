@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 def write_gguf(hf_folder: str | Path, path: str | Path) -> Path:
     """Converts the float32 Llama checkpoint in `hf_folder` to a float32 GGUF file at `path`.
 
-    The file has a vocabulary size but no tokenizer: ids go in and come out.
+    Without a tokenizer in the folder the file has a vocabulary size alone: ids go in and come out.
     """
     folder, path = Path(hf_folder), Path(path)
     config = json.loads((folder / "config.json").read_text())
@@ -41,7 +41,10 @@ def write_gguf(hf_folder: str | Path, path: str | Path) -> Path:
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("none")
+    if (folder / "tokenizer.json").is_file():
+        _write_tokenizer(writer, folder, config["vocab_size"])
+    else:
+        writer.add_tokenizer_model("none")
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     for name, weight in load_file(folder / "model.safetensors").items():
@@ -59,6 +62,27 @@ def write_gguf(hf_folder: str | Path, path: str | Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
+    """Writes a tokenizer that `abi_jax.text.train_tokenizer` made, filled up to the model's vocabulary."""
+    made = json.loads((folder / "tokenizer.json").read_text())
+    by_id = {token_id: token for token, token_id in made["model"]["vocab"].items()}
+    control = {added["id"] for added in made["added_tokens"]}
+    by_id |= {added["id"]: added["content"] for added in made["added_tokens"]}
+    kind = gguf.TokenType
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")  # splits text by the same pattern
+    writer.add_token_list([by_id.get(i, f"[unused {i}]") for i in range(vocab_size)])
+    writer.add_token_types(
+        [kind.CONTROL if i in control else kind.NORMAL if i in by_id else kind.UNUSED for i in range(vocab_size)]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in made["model"]["merges"]])
+    texts = json.loads((folder / "tokenizer_config.json").read_text())
+    ids = {text: i for i, text in by_id.items()}
+    writer.add_bos_token_id(ids[texts["bos_token"]])
+    writer.add_eos_token_id(ids[texts["eos_token"]])
+    writer.add_add_bos_token(False)
 
 
 def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
