@@ -5,12 +5,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.abi-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest smoke thorough clean
+.PHONY: help demo serve test lint types pytest smoke thorough clean
 
 help: ## show this list
 	@echo "abi-jax: a JAX runtime that trains, serves and remembers"
@@ -19,6 +19,14 @@ help: ## show this list
 demo: $(STAMP) ## train three personas on a simulated 8-device mesh and hear them answer (up to 10 minutes)
 	@echo "== demo: train three personas on 8 simulated devices, then ask each of them"
 	$(BIN)/abi demo
+
+# What the demo trains is what is served: it ends with its figure.
+runs/demo/demo.png: | $(STAMP)
+	@echo "== no model yet: training the demo's, up to 10 minutes; later starts take seconds"
+	$(BIN)/abi demo
+
+serve: $(STAMP) runs/demo/demo.png ## the assistant on http://127.0.0.1:8000, for a browser and any OpenAI client
+	$(BIN)/abi serve configs/serve/local.yaml
 
 test: lint types pytest ## everything that must pass: ruff, mypy, pytest
 	@echo "== all checks passed"
@@ -33,8 +41,8 @@ types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
 pytest: $(STAMP) ## the whole test suite, on 8 simulated CPU devices
-	@echo "== pytest"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "== pytest, compiling quickly but where tests are marked to be optimized"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 smoke: $(STAMP) ## the quick tests only
 	@echo "== pytest, smoke tests only"
