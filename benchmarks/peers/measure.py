@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.llama_cpp_peer import LlamaCppPeer, write_gguf
+from benchmarks.peers.gguf_file import write_gguf
+from benchmarks.peers.llama_cpp_peer import LlamaCppPeer
 from benchmarks.peers.shapes import SHAPES, write_checkpoint
 from benchmarks.peers.transformers_peer import TransformersPeer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from abi_jax.serve.bench.prompts import WORDS
 from abi_jax.text import train_tokenizer
-from benchmarks.peers.llama_cpp_peer import write_gguf
+from benchmarks.peers.gguf_file import write_gguf
 from benchmarks.peers.shapes import SHAPES, write_checkpoint
 
 CONTEXT = 2048
