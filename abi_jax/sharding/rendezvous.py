@@ -140,8 +140,7 @@ def _report(cluster: Cluster, timeout_s: float) -> None:
         "host": socket.gethostname(),
     }
     deadline = time.monotonic() + timeout_s
-    problem = "no attempt made"
-    while time.monotonic() < deadline:
+    while True:
         try:
             with socket.create_connection(
                 (cluster.host, cluster.port), timeout=max(0.1, deadline - time.monotonic())
@@ -157,6 +156,8 @@ def _report(cluster: Cluster, timeout_s: float) -> None:
             if answer and answer.get("go"):
                 return
             problem = "the connection closed without an answer"
+        if time.monotonic() >= deadline:
+            break
         time.sleep(min(_RETRY_S, max(0.0, deadline - time.monotonic())))
     raise InputError(
         f"missing process 0 of {cluster.num_processes}: process {cluster.process_id} could not reach it at "
