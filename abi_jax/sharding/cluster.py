@@ -24,6 +24,7 @@ from abi_jax.errors import InputError
 
 TPU_PORT = 8482
 KUBERNETES_PORT = 8476
+METADATA_TIMEOUT_S = 5.0
 _EXPLICIT = {"coordinator": "ABI_COORDINATOR", "num_processes": "ABI_NUM_PROCESSES", "process_id": "ABI_PROCESS_ID"}
 
 
@@ -136,7 +137,7 @@ def read_tpu_metadata(base_url: str) -> dict[str, str]:
 
     def read(key: str) -> str:
         request = urllib.request.Request(f"{base_url}/{key}", headers={"Metadata-Flavor": "Google"})
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=METADATA_TIMEOUT_S) as answer:
             text: str = answer.read().decode()
             return text
 

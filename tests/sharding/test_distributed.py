@@ -6,10 +6,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from abi_jax.errors import InputError
 from abi_jax.sharding.cluster import Cluster, detect, first_slurm_host, read_tpu_metadata
 from abi_jax.sharding.distributed import initialize
 from abi_jax.sharding.local import LocalConfig, free_port, launch
-from abi_jax.sharding.rendezvous import rendezvous
+from abi_jax.sharding.rendezvous import _RollCall, rendezvous
 
 EXPLICIT = {"ABI_COORDINATOR": "host:1234", "ABI_NUM_PROCESSES": "4", "ABI_PROCESS_ID": "3"}
 SLURM = {
@@ -103,7 +105,8 @@ def test_first_slurm_host(nodes: str, host: str) -> None:
     assert first_slurm_host(nodes) == host
 
 
-def test_tpu_vm_metadata() -> None:
+def test_tpu_vm_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abi_jax.sharding.cluster.METADATA_TIMEOUT_S", 100.0)
     pages = {
         "/worker-network-endpoints": "name:0:10.0.0.1,name:1:10.0.0.2",
         "/agent-worker-number": "1",
@@ -144,11 +147,13 @@ def roll_call(*calls: Callable[[], None]) -> list[str | None]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=200)
     return results
 
 
-def member(port: int, process_id: int, count: int, timeout_s: float = 10.0, delay_s: float = 0.0) -> Callable[[], None]:
+def member(
+    port: int, process_id: int, count: int, timeout_s: float = 100.0, delay_s: float = 0.0
+) -> Callable[[], None]:
     def run() -> None:
         time.sleep(delay_s)
         rendezvous(Cluster(f"127.0.0.1:{port}", count, process_id), timeout_s)
@@ -161,11 +166,25 @@ def test_everyone_is_there_in_any_order() -> None:
     assert roll_call(member(port, 2, 3), member(port, 1, 3, delay_s=0.3), member(port, 0, 3, delay_s=0.1)) == [None] * 3
 
 
-def test_everyone_hears_who_is_missing() -> None:
+def time_is_up_once(monkeypatch: pytest.MonkeyPatch, heard: Callable[[Set[int]], bool]) -> None:
+    """The clock stands still until process 0 has heard what it is to hear; `heard` is told who is present then."""
+    now, read = [0.0], _RollCall._read
+
+    def noted(call: _RollCall, *rest: Any) -> str | None:
+        error = read(call, *rest)
+        if heard(set(call.present)):
+            now[0] = 1000.0
+        return error
+
+    monkeypatch.setattr(_RollCall, "_read", noted)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr("abi_jax.sharding.rendezvous.time", clock)
+
+
+def test_everyone_hears_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
-    start = time.monotonic()
-    messages = roll_call(*(member(port, i, 5, timeout_s=1.0) for i in (0, 2, 4)))
-    assert time.monotonic() - start < 3
+    time_is_up_once(monkeypatch, lambda present: present == {0, 2, 4})
+    messages = roll_call(*(member(port, i, 5, timeout_s=100.0 if i else 1.0) for i in (0, 2, 4)))
     host = socket.gethostname()
     assert set(messages) == {
         f"missing process 1 and 3 of 5: not heard of within 1 s at 127.0.0.1:{port}; "
@@ -192,35 +211,50 @@ def test_processes_that_disagree_on_how_many_there_are() -> None:
     assert all(m and "expects 2 processes, process 0 expects 3" in m for m in messages), messages
 
 
-def test_a_process_that_leaves_again_counts_as_missing() -> None:
+def connected(port: int) -> socket.socket:
+    """A connection to a port at which somebody listens sooner or later."""
+    while True:
+        with suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.01)
+
+
+def test_a_process_that_leaves_again_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
+    seen: set[int] = set()
+
+    def left(present: Set[int]) -> bool:
+        seen.update(present)
+        return 1 in seen - present
 
     def leave() -> None:
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", port)) as s:
+        with connected(port) as s:
             hello = b'{"abi": 1, "process": 1, "processes": 3, "host": "h"}\n'
             s.sendall(hello[:20])  # a line may arrive in parts
             time.sleep(0.1)
             s.sendall(hello[20:])
 
+    time_is_up_once(monkeypatch, left)
     messages = roll_call(member(port, 0, 3, timeout_s=1.0), leave)
-    assert messages[0] is not None
+    assert messages[0] is not None and messages[1] is None
     assert "missing process 1 and 2 of 3" in messages[0]
 
 
 def test_strangers_are_ignored() -> None:
-    port = free_port()
+    port, refused = free_port(), threading.Barrier(4, timeout=100)
 
     def stranger(data: bytes) -> None:
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", port)) as s:
+        with connected(port) as s, suppress(ConnectionResetError, BrokenPipeError):
             s.sendall(data)
-            with suppress(ConnectionResetError):
-                assert s.recv(10) == b""
+            assert s.recv(10) == b""
+        refused.wait()
+
+    def last() -> None:
+        refused.wait()
+        member(port, 1, 2)()
 
     strangers = [partial(stranger, d) for d in (b"GET / HTTP/1.1\r\n\r\n", b"x" * 10000 + b"\n", b"[1]\n")]
-    messages = roll_call(member(port, 0, 2), *strangers, member(port, 1, 2, delay_s=0.6))
-    assert (messages[0], messages[-1]) == (None, None)
+    assert roll_call(member(port, 0, 2), *strangers, last) == [None] * 5
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -283,14 +317,27 @@ def test_two_processes_compute_together() -> None:
     assert lines == [[i, 8, 28.0, 28.0, [[0], [0], [1], [1]]] for i in range(2)]
 
 
+# Three processes are to come; the time of the first is up once the second, which waits for it, is there.
+TOO_FEW = """
+import os, time, types
+from abi_jax.sharding import rendezvous
+os.environ["ABI_NUM_PROCESSES"] = "3"
+now, enter = [0.0], rendezvous._RollCall._enter
+def entered(*given):
+    now[0] = 1000.0
+    return enter(*given)
+rendezvous._RollCall._enter = entered
+rendezvous.time = types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+"""
+
+
 @pytest.mark.slow
 def test_a_missing_process_fails_the_others_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABI_START_TIMEOUT", "3")
     out, err = io.StringIO(), io.StringIO()
-    program = PROGRAM.replace("import json", "import os; os.environ['ABI_NUM_PROCESSES'] = '3'\nimport json", 1)
     start = time.monotonic()
-    status = launch(LocalConfig((sys.executable, "-c", program), 2, devices=2), out, err)
-    assert status == 2
-    assert time.monotonic() - start < 30
+    status = launch(LocalConfig((sys.executable, "-c", TOO_FEW + PROGRAM), 2, devices=2), out, err)
+    assert status == 2, err.getvalue()
+    assert time.monotonic() - start < 200
     assert "missing process 2 of 3: not heard of within 3 s" in err.getvalue()
     assert "Traceback" not in err.getvalue()
