@@ -35,17 +35,19 @@ def test_output_without_prefix_and_without_greetings() -> None:
 
 def test_one_failure_fails_all() -> None:
     start = time.monotonic()
-    status, _, err = run("if [ $ABI_PROCESS_ID = 1 ]; then exit 7; fi; sleep 60")
+    status, _, err = run("if [ $ABI_PROCESS_ID = 1 ]; then exit 7; fi; sleep 300", grace_s=60.0)
     assert status == 7
-    assert time.monotonic() - start < 10
-    assert "process 1 failed (exit status 7); stopping the others" in err
+    assert time.monotonic() - start < 200
+    assert "process 1 failed (exit status 7); stopping the others" in err and "did not stop" not in err
 
 
-def test_a_process_that_ignores_the_request_is_killed() -> None:
-    start = time.monotonic()
-    status, _, err = run("trap '' TERM; if [ $ABI_PROCESS_ID = 1 ]; then exit 3; fi; sleep 60; sleep 60", grace_s=0.5)
+def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
+    start, deaf = time.monotonic(), tmp_path / "deaf"
+    fails = f"until [ -e {deaf} ]; do sleep 0.02; done; exit 3"
+    script = f"if [ $ABI_PROCESS_ID = 1 ]; then {fails}; fi; trap '' TERM; touch {deaf}; sleep 300; sleep 300"
+    status, _, err = run(script, grace_s=0.5)
     assert status == 3
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 200
     assert "process 0 did not stop in 0.5 s; killing" in err
 
 
@@ -55,29 +57,31 @@ def test_killed_by_a_signal() -> None:
 
 def test_children_of_a_process_stop_with_it(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
-    run(f"sleep 60 > /dev/null 2>&1 & echo $! > {marker}; exit 1", 1)
+    run(f"sleep 300 > /dev/null 2>&1 & echo $! > {marker}; exit 1", 1)
     pid = int(marker.read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(pid)
 
 
 def _alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    if not status.parent.parent.joinpath("self").exists():
+    if not Path("/proc/self").exists():
         pytest.skip("needs /proc")
-    return status.exists() and "State:\tZ" not in status.read_text()
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended before, or while, its status was read
+        return False
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_reach_the_processes(signum: int, status: int) -> None:
-    command = [sys.executable, str(LAUNCHER), "-n", "2", "--", "sh", "-c", "echo ready; exec sleep 60"]
+    command = [sys.executable, str(LAUNCHER), "-n", "2", "--", "sh", "-c", "echo ready; exec sleep 300"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
         process.send_signal(signum)
-        assert process.wait(timeout=10) == status
+        assert process.wait(timeout=100) == status
 
 
 def test_environment_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
