@@ -24,9 +24,9 @@ def block():
     c.free(p)
 def work():
     for turn in range(10):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         block()
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
 faults = []
 thread = threading.Thread(target=work)
 thread.start()
