@@ -205,21 +205,25 @@ def test_what_does_not_fit_is_refused(tokenizer: Tokenizer, personas: P3) -> Non
         Batches(CONFIG, tokenizer, personas[:2])
 
 
+def prefetching() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("grain-thread-prefetch")}
+
+
 def test_closing_stops_the_thread_also_when_forgotten(tokenizer: Tokenizer, personas: P3) -> None:
-    before = threading.active_count()
+    before = prefetching()
     batches = Batches(CONFIG, tokenizer, personas)
     next(batches)
-    assert threading.active_count() == before + 1
+    assert len(prefetching() - before) == 1
     batches.close()
     batches.close()
-    assert threading.active_count() == before
+    assert not prefetching() - before
     with pytest.raises(ValueError, match="closed"):
         next(batches)
     forgotten = Batches(CONFIG, tokenizer, personas)
     next(forgotten)
     del forgotten
     gc.collect()
-    assert threading.active_count() == before
+    assert not prefetching() - before
 
 
 def test_an_error_while_making_a_batch_reaches_the_caller(
