@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from abi_jax.sharding.simulate import simulated_devices
 
@@ -18,6 +19,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 QUICK = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") not in ("0", "false", "False", "")
 QUICKLY = "jax_disable_most_optimizations"
+
+# How long an example takes tells of the machine, which may be busy, and not of what is tested.
+settings.register_profile("abi-jax", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("abi-jax")
 
 # The person's own settings must not reach the tests.
 for name in [n for n in os.environ if n.startswith("ABI_")]:

@@ -19,7 +19,7 @@ from abi_jax.model.safetensors_format import DTYPES, Entry
 from abi_jax.model.safetensors_io import Box, Transform, open_checkpoint
 from abi_jax.model.safetensors_writer import write_checkpoint
 
-REUSED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+REUSED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 SMALL: dict[str, np.ndarray] = {
     "a.weight": np.arange(24, dtype=np.float32).reshape(4, 6),
     "b.weight": np.arange(30, dtype=np.int64).reshape(2, 3, 5),

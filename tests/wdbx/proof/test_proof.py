@@ -141,7 +141,7 @@ def changed(said: Any, path: tuple[Any, ...], data: st.DataObject) -> Any:
     return copy
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data(), id_=st.sampled_from(IDS), again=st.booleans())
 def test_whatever_is_changed(made: Made, data: st.DataObject, id_: str, again: bool) -> None:
     """Refused; where the forger makes the proof's own hash again, refused, too, or what is shown is true."""
