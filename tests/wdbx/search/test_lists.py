@@ -1,5 +1,6 @@
 """Asked for less than all, search looks at less: lists where rows have clusters, all codes where they have none."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,15 @@ def clustered(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> wdbx.Database:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[wdbx.Database]:
     rng = np.random.default_rng(0)
-    db = wdbx.open(tmp_path_factory.mktemp("lists") / "store")
-    for name, vectors in (("clustered", clustered(rng, ROWS)), ("even", rng.normal(size=(ROWS, DIM)))):
-        c = db.create_collection(name, DIM, "l2", schema={"shelf": int}, ids="int")
-        c.upsert(np.arange(ROWS), vectors, {"shelf": np.arange(ROWS) % 1000})
-    db.seal()
-    assert [db.collection(name).index() for name in ("clustered", "even")] == [1, 1]
-    return db
+    with wdbx.open(tmp_path_factory.mktemp("lists") / "store") as db:
+        for name, vectors in (("clustered", clustered(rng, ROWS)), ("even", rng.normal(size=(ROWS, DIM)))):
+            c = db.create_collection(name, DIM, "l2", schema={"shelf": int}, ids="int")
+            c.upsert(np.arange(ROWS), vectors, {"shelf": np.arange(ROWS) % 1000})
+        db.seal()
+        assert [db.collection(name).index() for name in ("clustered", "even")] == [1, 1]
+        yield db
 
 
 def indexed(db: wdbx.Database, metric: str, vectors: np.ndarray) -> wdbx.Collection:
