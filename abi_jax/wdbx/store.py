@@ -266,6 +266,7 @@ class Store:
 
     def seal(self, everything: bool = False) -> None:
         """Turns what only the log holds into segments."""
+        self._writing()  # in a fork, nobody may ever release what is waited for next
         with self._sealing:
             self._seal(everything)
             self._writing().check_fence()
@@ -279,6 +280,7 @@ class Store:
         """
         if self.mode == "r" or not self._indexes:
             return 0
+        self._writing()
         with self._sealing:
             self._seal()
         return self._index(number)

@@ -27,7 +27,7 @@ if child == 0:
     db.close()
     reader.close()
     os.write(here, " ".join(said).encode())
-    time.sleep(60)
+    time.sleep(300)
     os._exit(0)
 print(os.read(there, 1000).decode())
 c.upsert(["parent"], [[3, 1]])
@@ -46,7 +46,7 @@ def test_only_the_process_that_opened_it_writes(tmp_path: Path) -> None:
         [sys.executable, "-c", WRITES, str(tmp_path / "store")],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=300,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert done.stdout.splitlines() == ["it it it before", "1 pinned", "before parent []"], done.stderr
