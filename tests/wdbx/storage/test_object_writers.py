@@ -1,7 +1,8 @@
 """Leases of stores of objects: one writer, who finds out when another has its place; pins of readers that end."""
 
 import threading
-from time import monotonic, sleep
+from collections.abc import Callable
+from time import monotonic, sleep, time
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from abi_jax import wdbx
 from abi_jax.wdbx.background import SEAL_BYTES
 from abi_jax.wdbx.database import Database
 from abi_jax.wdbx.errors import StorageError
-from abi_jax.wdbx.pins import EVERYTHING, held
-from abi_jax.wdbx.storage.lease import ObjectLock
+from abi_jax.wdbx.pins import EVERYTHING, Pin, held
+from abi_jax.wdbx.storage.lease import ObjectLock, read_lease
 from abi_jax.wdbx.storage.objects import ObjectStorage
 from tests.wdbx.storage.conftest import Place, end_lease, fill, rows
 
@@ -29,22 +30,63 @@ def test_one_writer(place: Place) -> None:
 
 
 def abandon(db: Database) -> None:
-    """As if the process had stopped, perhaps to go on later: nothing is renewed any more."""
-    storage = db.storage
-    storage._keeper.let_go(db._lock)  # type: ignore[attr-defined]
+    """As if the process had stopped, perhaps to go on later: nothing is renewed any more, nor being renewed."""
+    kept, keeper = db._lock or db._pin, db.storage._keeper  # type: ignore[attr-defined]
+    thread = keeper._thread
+    keeper.let_go(kept)
+    thread.join()
 
 
-def test_a_lease_is_renewed_and_ends(memory: Place) -> None:
+TERM = 0.15
+
+
+class Clock:
+    """The clock that leases end by, which goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = time()
+
+    def __call__(self) -> float:
+        return self.now
+
+    @property
+    def term_from_now(self) -> int:
+        """When ends what is renewed now, in microseconds."""
+        return int((self.now + TERM) * 1e6)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("abi_jax.wdbx.storage.lease.time", made)
+    return made
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    until = monotonic() + 100
+    while not true():
+        assert monotonic() < until
+        sleep(0.01)
+
+
+def test_a_lease_is_renewed_and_ends(memory: Place, clock: Clock) -> None:
     """A writer keeps it however long it waits; of one that died it ends by itself, and nothing is lost."""
-    first = memory.open(term=0.15)
+    first = memory.open(term=TERM)
     first.create_collection("c", 2).upsert(["a"], [[1, 1]])
-    sleep(0.25)
+
+    def renewed() -> bool:
+        lease = read_lease(first.storage.read("lock"))
+        return lease is not None and lease.expires == clock.term_from_now
+
+    for _ in range(3):
+        clock.now += 0.9 * TERM
+        wait_for(renewed)
     with pytest.raises(wdbx.LockedError):
         memory.open()
     abandon(first)
-    until = monotonic() + 5
-    while first.storage.written() and monotonic() < until:
-        sleep(0.02)
+    assert first.storage.written()
+    clock.now += 1.1 * TERM
+    assert not first.storage.written()
     with memory.open() as db:
         assert rows(db) == {"a": [1, 1]}
 
@@ -221,20 +263,21 @@ def test_two_that_open_at_once(place: Place) -> None:
     opened[0].close()
 
 
-def test_a_pin_is_renewed_and_ends(memory: Place) -> None:
+def test_a_pin_is_renewed_and_ends(memory: Place, clock: Clock) -> None:
     with memory.open() as db:
         db.create_collection("c", 2).upsert(["a"], [[1, 1]])
-        reader = memory.open("r", term=0.15)
-        names = set()
-        until = monotonic() + 0.4
-        while monotonic() < until:
-            names |= set(db.storage.names("pins"))
-            assert [pin.version for pin in held(db.storage) if pin != EVERYTHING] in ([], [reader.version])
-            assert held(db.storage)
-            sleep(0.05)
-        assert len(names) >= 3
-        reader.storage._keeper.let_go(reader._pin)  # type: ignore[attr-defined]
-        while held(db.storage):
-            assert monotonic() < until + 5
-            sleep(0.02)
+        reader = memory.open("r", term=TERM)
+
+        def renewed() -> bool:
+            there = held(db.storage)
+            assert there and all(pin in (EVERYTHING, Pin(reader.version, "")) for pin in there)
+            return any(name.endswith(f"-{clock.term_from_now:020d}") for name in db.storage.names("pins"))
+
+        for _ in range(3):
+            clock.now += 0.9 * TERM
+            wait_for(renewed)
+        abandon(reader)
+        assert held(db.storage) == [Pin(reader.version, "")] and len(db.storage.names("pins")) == 1
+        clock.now += 1.1 * TERM
+        assert held(db.storage) == []
         assert db.storage.names("pins") == []
