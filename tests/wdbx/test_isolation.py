@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def in_another_process(root: Path) -> object:
     here, there = START.Pipe()
     other = START.Process(target=try_to_write, args=(root, there))
     other.start()
-    said = here.recv() if here.poll(60) else None
+    said = here.recv() if here.poll(300) else None
     other.join()
     return said
 
@@ -85,14 +86,22 @@ def test_a_log_of_a_later_epoch(store: Database) -> None:
         store.collection("c").upsert(["late"], [[9, 9]])
 
 
-def write_whole_versions(root: Path, versions: int, said: Connection) -> None:
-    """Every version has `ROWS` rows of one generation, in one upsert; some also new ids for old ones."""
+def write_whole_versions(root: Path, versions: int, said: Connection, looks: Semaphore) -> None:
+    """Every version has `ROWS` rows of one generation, in one upsert; some also new ids for old ones.
+
+    looks: released after every look of the reader, which is waited for now and then.
+    """
     with Database(LocalStorage(root), retention=0.0, background=False) as db:
         c = db.collection("c")
         for n in range(1, versions + 1):
             c.upsert([f"row-{i}" for i in range(ROWS)], np.full((ROWS, 2), n))
             if n % 5 == 0:
                 db.seal(everything=n % 2 == 0)
+            if n % 12 == 0:
+                while looks.acquire(block=False):
+                    pass
+                for _ in range(2):  # the second look from here on began behind this version
+                    looks.acquire(timeout=100)
     said.send("done")
 
 
@@ -101,7 +110,8 @@ def test_readers_see_whole_versions(store: Database) -> None:
     root, versions = store.storage.root, 60
     store.close()
     here, there = START.Pipe()
-    writer = START.Process(target=write_whole_versions, args=(root, versions, there))
+    looked = START.Semaphore(0)
+    writer = START.Process(target=write_whole_versions, args=(root, versions, there, looked))
     writer.start()
     seen: list[float] = []
     last, looks, done = 0, 0, False
@@ -121,6 +131,7 @@ def test_readers_see_whole_versions(store: Database) -> None:
                 assert {hit.score for hit in old.search([[0, 0]], top_k=ROWS)[0]} == {2 * g * g for g in then}
             seen += generations - set(seen[-1:])
             looks += 1
+            looked.release()
             assert looks % 5 or reader.verify() == []
         assert seen == sorted(seen) and len(seen) > 3 and seen[-1] == versions
         assert reader.verify() == []
