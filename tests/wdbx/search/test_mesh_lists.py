@@ -1,9 +1,11 @@
 """Lists on a mesh: the rows of the lists that a host would look at, on any number of devices, and of no others."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from abi_jax.wdbx.search import plan
 from abi_jax.wdbx.search.codes import CodesMaker, make_query_codes
 from abi_jax.wdbx.search.filtered import choose_lists
 from abi_jax.wdbx.search.found import Best
-from abi_jax.wdbx.search.index import make_index
+from abi_jax.wdbx.search.index import Index, make_index
 from abi_jax.wdbx.search.ivf import Lists
 from abi_jax.wdbx.search.mesh import MeshSearch, MeshSearchConfig
 from abi_jax.wdbx.search.mesh_layout import NO_ROW, Layout
@@ -191,13 +193,20 @@ def test_a_collection_that_is_written_to(tmp_path: Path, monkeypatch: pytest.Mon
         assert db.collection("c").query(queries, TOP_K, recall=0.9) == hits
 
 
-def test_a_reader_makes_its_own(tmp_path: Path) -> None:
+def test_a_reader_makes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a query, which looks at all rows meanwhile, or while one waits for them; on the host, which is quicker."""
     vectors, mesh = clustered(6, ROWS), mesh_of(2)
     with wdbx.open(tmp_path / "store", indexes=False) as db:
         c = db.create_collection("c", DIM, "ip", ids="int")
         c.upsert(np.arange(ROWS), vectors)
         db.seal()
+    go = threading.Event()
+
+    def once_told(*about: Any) -> Index:
+        go.wait(100)
+        return make_index(*about)
+
+    monkeypatch.setattr("abi_jax.wdbx.search.index.make_index", once_told)
     with wdbx.open(tmp_path / "store", mode="r") as db:
         c = db.collection("c").on(mesh, MeshSearchConfig(rows_per_page=PAGE))
         exact = c.query(vectors[3], TOP_K)
@@ -207,6 +216,7 @@ def test_a_reader_makes_its_own(tmp_path: Path) -> None:
         assert segment._listing is None  # nothing was begun
         hits, how = c.query(vectors[3], TOP_K, recall=0.9, explain=True)
         assert hits == exact and how[0]["way"] == "mesh" and how[0]["why"].endswith("there are no lists yet")
+        go.set()
         assert c.index() == 1
         assert c.query(vectors[3], TOP_K, recall=0.9, explain=True)[1][0]["way"] == "ivf"
         assert c.view().with_recall(0.9).explain()[0]["way"] == "ivf"

@@ -1,9 +1,11 @@
 """Product codes on a mesh: the candidates that a host finds by them, on any number of devices, in little memory."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -219,12 +221,19 @@ def test_a_collection_that_is_written_to(tmp_path: Path) -> None:
         assert db.collection("c").query(queries, TOP_K, recall=0.9, explain=True)[1][0]["way"] != "pq"
 
 
-def test_a_reader_makes_its_own(tmp_path: Path) -> None:
+def test_a_reader_makes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a query, which looks at all rows meanwhile, or while one waits for them."""
     with wdbx.open(tmp_path / "store", indexes=False) as db:
         c = db.create_collection("c", DIM, "l2", ids="int")
         c.upsert(np.arange(ROWS), clustered(6, ROWS))
         db.seal()
+    go = threading.Event()
+
+    def once_told(*about: Any) -> ProductIndex:
+        go.wait(100)
+        return make_product_index(*about)
+
+    monkeypatch.setattr("abi_jax.wdbx.search.index.make_product_index", once_told)
     with wdbx.open(tmp_path / "store", mode="r", codes="pq") as db:
         c = db.collection("c").on(mesh_of(2), MeshSearchConfig(rows_per_page=PAGE))
         exact = c.query(clustered(1, 1)[0], TOP_K)
@@ -232,7 +241,8 @@ def test_a_reader_makes_its_own(tmp_path: Path) -> None:
         (segment,) = c.view().segments
         assert segment._making_products is None  # nothing was begun
         hits, how = c.query(clustered(1, 1)[0], TOP_K, recall=0.9, explain=True)
-        assert how[0]["way"] == "pq" or hits == exact
+        assert how[0]["way"] == "mesh" and hits == exact
+        go.set()
         assert c.index() == 1
         assert c.query(clustered(1, 1)[0], TOP_K, recall=0.9, explain=True)[1][0]["way"] == "pq"
 
