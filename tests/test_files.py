@@ -1,6 +1,7 @@
 """A file is written whole, and its name with it, or what was there stays."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from abi_jax.wdbx.crypto.master import new_master
 def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Names of what was brought to disk, in order, and what was in the folder then."""
     made: list[tuple[str, list[str]]] = []
-    fsync = os.fsync
+    fsync, mine = os.fsync, threading.get_ident()
 
     def noted(number: int) -> None:
-        made.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, sorted(os.listdir(tmp_path))))
+        if threading.get_ident() == mine:
+            made.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, sorted(os.listdir(tmp_path))))
         fsync(number)
 
     monkeypatch.setattr("os.fsync", noted)
