@@ -79,7 +79,7 @@ def test_lists_that_are_done_while_it_is_closed(tmp_path: Path, monkeypatch: pyt
     class Segment:
         def make_lists(self) -> str:
             begun.set()
-            done.wait(10)
+            done.wait(100)
             return "lists"
 
     monkeypatch.setattr(store, "lacking", lambda *_: [Segment()])
@@ -87,12 +87,12 @@ def test_lists_that_are_done_while_it_is_closed(tmp_path: Path, monkeypatch: pyt
     db = Database(LocalStorage(tmp_path / "store"), background=False)
     making = threading.Thread(target=db._index)
     making.start()
-    begun.wait(10)
+    assert begun.wait(100)
     close_witness = db._close_witness
 
     def close_then() -> bool:
         done.set()
-        making.join(10)
+        making.join(100)
         return close_witness()
 
     monkeypatch.setattr(db, "_close_witness", close_then)

@@ -171,7 +171,7 @@ class Slow(Quick):
 
     def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         self.written.set()
-        self.asked.wait(5)
+        self.asked.wait(100)
         super().save_arrays(folder, arrays)
 
 
@@ -182,7 +182,7 @@ def test_it_waits_for_a_sealing(tmp_path: Path) -> None:
         c.upsert(["x"], [[1, 1]], {"a": [1]})
         sealing = threading.Thread(target=db.seal)
         sealing.start()
-        assert operations.written.wait(5)
+        assert operations.written.wait(100)
         made: list[int] = []
         adding = threading.Thread(target=lambda: made.append(c.add_columns({"b": int})))
         adding.start()

@@ -213,7 +213,7 @@ def test_a_reader_sees_them_after_a_refresh(tmp_path: Path) -> None:
 
 
 def wait_for(true: Any) -> None:
-    until = monotonic() + 20
+    until = monotonic() + 100
     while not true():
         assert monotonic() < until
         sleep(0.01)
@@ -243,16 +243,17 @@ def test_closing_does_not_wait(
 
     def slow(*args: Any) -> Any:
         began.set()
-        go.wait(20)
+        go.wait(100)
         return made(*args)
 
     monkeypatch.setattr(index, "make_index", slow)
     db = wdbx.open(tmp_path / "store")
     db.create_collection("c", DIM, "l2", ids="int").import_({"id": np.arange(ROWS), "vector": vectors()})
-    assert began.wait(20)
+    assert began.wait(100)
     working = db._indexing
     assert working is not None
     db.close()
+    assert working._thread.is_alive()
     go.set()
     working._thread.join()
     assert files(tmp_path / "store") == [] and caplog.messages == []

@@ -127,13 +127,15 @@ def test_rows_that_are_imported_while_others_write(tmp_path: Path) -> None:
             c.upsert([1000 * (thread + 1) + number], [[1, 1]])
 
     threads = in_threads(write, 2)
-    for part in range(3):
-        ids = np.arange(10 * part, 10 * part + 10)
-        c.import_({"id": ids, "vector": np.ones((10, 2), np.float32)})
-        assert all(row is not None for row in c.get(ids.tolist()))
-    done.set()
-    for each in threads:
-        each.join()
+    try:
+        for part in range(3):
+            ids = np.arange(10 * part, 10 * part + 10)
+            c.import_({"id": ids, "vector": np.ones((10, 2), np.float32)})
+            assert all(row is not None for row in c.get(ids.tolist()))
+    finally:
+        done.set()
+        for each in threads:
+            each.join()
     c.upsert([5], [[7, 7]])
     held = sorted(c.ids())
     db.close()

@@ -17,7 +17,7 @@ from benchmarks.wdbx_kills import measure
 @pytest.mark.slow
 def test_kills(tmp_path: Path) -> None:
     found = measure(tmp_path, kills=4, seed=7)
-    assert found["kills"] == 4 and found["acknowledged"] > 10
+    assert found["kills"] == 4 and found["acknowledged"] >= 2  # two are killed some time after their first write
     assert found["wrong"] == [] and found["torn"] == found["acknowledged and lost"] == found["failed to open"] == 0
 
 

@@ -250,9 +250,8 @@ def test_segments_are_merged_in_the_background(tmp_path: Path, monkeypatch: pyte
         c = db.create_collection("c", 4, ids="int")
         for i in range(merge.MANY):
             c.import_({"id": [i], "vector": [[1, 1, 1, 1]]})
-        for _ in range(200):
-            if db.stats().collections[0].segments == 1:
-                break
+        until = time.monotonic() + 100
+        while db.stats().collections[0].segments != 1 and time.monotonic() < until:
             time.sleep(0.05)
         assert db.stats().collections[0].segments == 1 and c.ids() == list(range(merge.MANY))
 

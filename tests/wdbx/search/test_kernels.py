@@ -76,7 +76,7 @@ for spaces in (4, 12, 256):
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_products_and_sums(name: str) -> None:
     subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], env={**os.environ, **PROCESSORS[name]}, check=True, timeout=120
+        [sys.executable, "-c", PROGRAM, name], env={**os.environ, **PROCESSORS[name]}, check=True, timeout=600
     )
 
 

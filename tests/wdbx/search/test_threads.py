@@ -24,7 +24,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def names(count: int) -> list[str]:
     """The threads that so many tasks ran in, no two of them at once in one."""
-    together = threading.Barrier(count, timeout=10)
+    together = threading.Barrier(count, timeout=100)
     made: list[str] = []
 
     def work() -> None:
@@ -54,11 +54,11 @@ def test_lists_are_made_there(cores: None, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_no_thread_has_begun_is_done_at_once(cores: None) -> None:
     """While all threads are busy, with a share of this search, too, the rest of it is done by the one who asks."""
-    busy, go = threading.Barrier(4, timeout=10), threading.Event()
+    busy, go = threading.Barrier(4, timeout=100), threading.Event()
 
     def held() -> None:
         busy.wait()
-        go.wait(10)
+        go.wait(100)
 
     pool = threads._pool(os.getpid(), False)
     others = [pool.submit(held) for _ in range(3)]
@@ -81,19 +81,18 @@ def test_shares_cover_all_rows(cores: None) -> None:
 def test_what_is_given_up_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread ends at its next turn, and the process waits for it; what else runs goes on."""
     monkeypatch.setattr(threads, "_ending", threading.Event())
-    began, turns = threading.Event(), []
+    began = threading.Event()
 
     def work() -> None:
         threads.check_exit()
         with contextlib.suppress(SystemExit), threads.given_up_at_exit():
             while True:
-                turns.append(1)
                 began.set()
                 threads.check_exit()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert began.wait(10) and thread.is_alive()
+    assert began.wait(100) and thread.is_alive()
     threads._end()
     assert not thread.is_alive() and thread not in threads._given_up
     threads.check_exit()

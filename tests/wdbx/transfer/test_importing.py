@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -70,9 +71,11 @@ def test_what_is_written_meanwhile(tmp_path: Path, small_steps: None) -> None:
 
         writer = threading.Thread(target=write)
         writer.start()
-        c.import_(vectors())
-        stop.set()
-        writer.join()
+        try:
+            c.import_(vectors())
+        finally:
+            stop.set()
+            writer.join()
         c.import_(vectors(1))
         c.upsert(["4"], [[8] * DIM])
         x = vectors(1)
@@ -120,12 +123,11 @@ class _Together(Quick):
 
     def __init__(self) -> None:
         self.both = threading.Barrier(2)
-        self.saved = 0
+        self.saved = count(1)  # by two threads
 
     def save_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        self.saved += 1
-        if self.saved <= 2:
-            self.both.wait(10)
+        if next(self.saved) <= 2:
+            self.both.wait(100)
         super().save_arrays(folder, arrays)
 
 
@@ -185,7 +187,7 @@ def test_another_writer_has_taken_the_store_over(tmp_path: Path, small_steps: No
         def rows() -> Iterator[dict[str, object]]:
             for i in range(ROWS):
                 yield {"id": str(i), "vector": x[i]}
-            until = monotonic() + 10
+            until = monotonic() + 100
             while {"00000001", "00000002"} - set(os.listdir(store / "segments")) and monotonic() < until:
                 sleep(0.01)
             (store / "lock").unlink()
