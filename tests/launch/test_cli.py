@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,25 +108,37 @@ def test_bad_input_leaves_nothing(arguments: tuple[str, ...], reason: str, alone
     assert listing(alone) == before
 
 
+def alive(number: str) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return "State:\tZ" not in Path("/proc", number, "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_stopping_it_stops_what_it_runs(alone: Path) -> None:
     """The controller of a TPU, and the connection that it waits for; its status is the signal's."""
     answer = (
-        '#!/bin/sh\ncase "$4" in describe) echo ACTIVE ;; ssh) echo $PPID $$ > called; exec /bin/sleep 60 ;; esac\n'
+        '#!/bin/sh\ncase "$4" in describe) echo ACTIVE ;; ssh) echo $PPID $$ > called; exec /bin/sleep 300 ;; esac\n'
     )
     program(alone / "bin", "gcloud", answer)
     for name in ("bash", "cat", "tail", "mkdir", "flock", "sleep"):
         (alone / "bin" / name).symlink_to(shutil.which(name, path="/usr/bin:/bin") or name)
     command = [sys.executable, "-m", "abi_jax.cli", "launch", "tpu-vm", str(one_file(alone, "tpu-vm"))]
     with subprocess.Popen(command, env=os.environ | {"HOME": str(alone)}, stdout=subprocess.PIPE) as process:
-        called, deadline = alone / "called", time.monotonic() + 60
-        while not (called.exists() and called.read_text().endswith("\n")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        called = alone / "called"
+        wait_for(lambda: called.exists() and called.read_text().endswith("\n"))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 143
+        assert process.wait(timeout=100) == 143
     for number in called.read_text().split():
-        while Path("/proc", number).exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not Path("/proc", number).exists()
+        wait_for(lambda number=number: not alive(number))
 
 
 def test_what_is_started_with_nohup_outlives_its_terminal(alone: Path) -> None:
@@ -133,12 +146,10 @@ def test_what_is_started_with_nohup_outlives_its_terminal(alone: Path) -> None:
     program(alone / "bin", "sbatch", f"#!/bin/sh\n{answer}\n")
     command = [sys.executable, "-m", "abi_jax.cli", "launch", "slurm", str(one_file(alone, "slurm"))]
     with subprocess.Popen(["/usr/bin/nohup", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not (alone / "called").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for((alone / "called").exists)
         process.send_signal(signal.SIGHUP)
         (alone / "go").touch()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=100) == 0
 
 
 def test_a_program_that_a_signal_ended_is_told_by_its_number(alone: Path, abi: Abi) -> None:
@@ -156,7 +167,7 @@ def test_what_the_environment_says_is_in_the_file_already(
 
 
 def test_a_process_that_never_comes_is_named(here: Path, abi: Abi) -> None:
-    late = f"sh -c 'test $ABI_PROCESS_ID = 0 || exec sleep 60; exec {TRAIN}' sh"
+    late = f"sh -c 'test $ABI_PROCESS_ID = 0 || exec sleep 600; exec {TRAIN}' sh"
     path = launch_file(here, **CPU, command=late, start_timeout_s=3, grace_s=1)
     result = abi("launch", "local", path)
     assert result.status == 2

@@ -102,7 +102,7 @@ def run_pod(jobset: dict[str, Any], job_index: int, pod_index: int) -> subproces
     env |= {"JOB_COMPLETION_INDEX": str(pod_index), "HOSTNAME": f"tiny-worker-{job_index}-{pod_index}"}
     env |= {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     command = [expanded(part, env) for part in (*container["command"], *container["args"])]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from abi_jax.sharding.local import LocalConfig, launch
 from tests.conftest import ROOT
 from tests.launch.cases import CPU, job, losses, program
 
-# Starts the tasks of a step with the environment that SLURM gives them; sends SIGTERM when a file has grown.
+# Starts the tasks of a step with the environment that SLURM gives them; sends SIGTERM when a file has grown, and makes
+# the file `told` then.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -41,6 +42,7 @@ while any(task.poll() is None for task in tasks):
         told = True
         for task in tasks:
             task.send_signal(signal.SIGTERM)
+        Path("told").touch()
     time.sleep(0.02)
 sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
 """
@@ -48,6 +50,25 @@ SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo "JobId=$3 JobState=${FAKE_STATE:-RUNNING} Reason=None"; else echo "$*" >> scontrol.log; fi
 """
 ABI = f"{shlex.quote(sys.executable)} -m abi_jax.cli"
+# `abi`, whose training is not over before it is told to stop, nor before it has heard of that.
+WAITS = """
+import sys, time
+from pathlib import Path
+
+from abi_jax.cli import main
+from abi_jax.train.preemption import Preemption
+
+reached = Preemption.reached
+
+def slowly(self, step):
+    while step > 3 and not Path("told").exists():
+        time.sleep(0.02)
+    time.sleep(1 if step > 3 else 0)
+    return reached(self, step)
+
+Preemption.reached = slowly
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +96,7 @@ def sbatch(folder: Path, script: str, tasks: int = 2, **env: str) -> Ran:
         env=os.environ | {"PATH": path_variable} | given | env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     return Ran(done.returncode, done.stdout, done.stderr, _requeued(folder) - before)
 
@@ -200,12 +221,15 @@ def test_a_task_that_never_starts_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_job_whose_time_is_up_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     steps = 24
-    text = script(tmp_path, {"steps": steps, "checkpoint_every": steps, "data": {"batch_size": 8}}, **CPU, command=ABI)
+    train = {"steps": steps, "checkpoint_every": steps, "data": {"batch_size": 8}}
+    waits = tmp_path / "waits.py"
+    waits.write_text(WAITS)
+    text = script(tmp_path, train, **CPU, command=f"{shlex.quote(sys.executable)} {shlex.quote(str(waits))}")
     first = sbatch(tmp_path, text, FAKE_TERM_FILE=str(tmp_path / "run" / "metrics.jsonl"), FAKE_TERM_LINES="3")
     assert (first.status, first.requeued) == (128 + signal.SIGTERM, 1), first.err
     (stopped,) = ModelDirectory(tmp_path / "run").steps()
     assert 3 <= stopped < steps
-    second = sbatch(tmp_path, text)
+    second = sbatch(tmp_path, script(tmp_path, train, **CPU, command=ABI))
     assert (second.status, second.requeued) == (0, 0), second.err
 
     plain = tmp_path / "plain"

@@ -82,7 +82,7 @@ def run(
         }
         | (env or {})
     )
-    done = subprocess.run(["bash"], input=text, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash"], input=text, env=variables, capture_output=True, text=True, timeout=300)
     log = folder / "calls.jsonl"
     calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return Ran(done.returncode, calls, done.stderr)
@@ -184,12 +184,12 @@ def test_training_outlives_the_connection_that_started_it(tmp_path: Path) -> Non
     log = tmp_path / ".abi-launch" / "tiny" / "log"
     log.parent.mkdir(parents=True)
     log.write_text("from before\n")
-    heard = subprocess.run(["bash", "-c", worker], env=env, capture_output=True, text=True, timeout=60)
+    heard = subprocess.run(["bash", "-c", worker], env=env, capture_output=True, text=True, timeout=300)
     assert (heard.returncode, heard.stdout) == (7, "one\ntwo\nthree\n")
     with subprocess.Popen(["bash", "-c", worker], env=env, stdout=subprocess.PIPE, text=True) as lost:
         assert lost.stdout is not None and lost.stdout.readline() == "one\n"
         lost.stdout.close()
-        assert lost.wait(timeout=60) == 7
+        assert lost.wait(timeout=300) == 7
     assert log.read_text() == "from before\n" + "one\ntwo\nthree\n" * 2
 
 
@@ -209,7 +209,7 @@ def test_what_an_earlier_connection_left_behind_is_stopped_first(tmp_path: Path)
         (state / "pid").write_text(str(left.pid))
         ran = run(tmp_path, script(tmp_path, grace_s=1), ["ACTIVE"], [0])
         assert ran.status == 0, ran.err
-        assert left.wait(timeout=5) == -15
+        assert left.wait(timeout=100) == -15
 
 
 @pytest.mark.parametrize(
