@@ -137,8 +137,7 @@ def test_stopping_it_stops_what_it_runs(alone: Path) -> None:
         wait_for(lambda: called.exists() and called.read_text().endswith("\n"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=100) == 143
-    for number in called.read_text().split():
-        wait_for(lambda number=number: not alive(number))
+    wait_for(lambda: not any(alive(number) for number in called.read_text().split()))
 
 
 def test_what_is_started_with_nohup_outlives_its_terminal(alone: Path) -> None:
