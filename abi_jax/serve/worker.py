@@ -133,8 +133,8 @@ class Worker:
     @property
     def load(self) -> Load:
         """What there was to do after the last step, with what came since."""
-        load = self._load
-        return replace(load, waiting=load.waiting + len(self._arrived))
+        with self._wake:  # who is taken on is moved from one to the other
+            return replace(self._load, waiting=self._load.waiting + len(self._arrived))
 
     @property
     def usage(self) -> Usage:

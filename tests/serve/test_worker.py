@@ -1,7 +1,6 @@
 """The thread that owns an engine."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from abi_jax.serve import worker as module
 from abi_jax.serve.engine.fake import FakeEngine
 from abi_jax.serve.scheduler import Ended, Event, Ticket, Token
 from abi_jax.serve.worker import EngineStopped, QueueFull, Worker
-from tests.serve.http.serving import until
+from tests.serve.http.serving import ENDLESS, LASTING, PATIENCE, until
 from tests.serve.jobs import job, said
 
 pytestmark = pytest.mark.smoke
@@ -32,7 +31,7 @@ class Heard:
 
     def wait(self, what: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(what, 10)
+            assert self._changed.wait_for(what, PATIENCE)
 
     def end(self, ticket: Ticket) -> tuple[list[int], str | None]:
         self.wait(lambda: any(of is ticket and isinstance(e, Ended) for of, e in self.events))
@@ -71,9 +70,8 @@ def test_a_job_that_can_never_be_done_is_refused_where_it_is_asked() -> None:
 
 
 def test_a_full_queue_refuses_and_cancelling_makes_room() -> None:
-    engine = FakeEngine(slots=1, step_seconds=0.01)
-    with running(engine, max_waiting=2) as (worker, heard):
-        first = worker.submit(job(max_tokens=200))
+    with running(FakeEngine(slots=1, **LASTING), max_waiting=2) as (worker, heard):
+        first = worker.submit(job(max_tokens=ENDLESS))
         heard.wait(lambda: heard.count(first) > 0)
         waiting = [worker.submit(job(seed=i)) for i in (1, 2)]
         with pytest.raises(QueueFull, match="2 requests"):
@@ -81,18 +79,19 @@ def test_a_full_queue_refuses_and_cancelling_makes_room() -> None:
         assert worker.load.waiting == 2
         worker.cancel(waiting[0])
         assert heard.end(waiting[0]) == ([], "cancelled")
-        assert heard.end(worker.submit(job(seed=4, max_tokens=1))) is not None
+        last = worker.submit(job(seed=4, max_tokens=1))
         worker.cancel(first)
+        assert heard.end(last)[1] == "length"
 
 
 def test_of_a_share_no_more_wait_than_places_stay_free() -> None:
-    engine = FakeEngine(slots=1, step_seconds=0.005)
+    engine = FakeEngine(slots=1, **LASTING)
     with running(engine, max_waiting=16) as (worker, heard):
 
         def ask(count: int, whose: str = "") -> list[Ticket]:
             return worker.submit_all([job(seed=seed, max_tokens=1) for seed in range(count)], whose)
 
-        speaks = worker.submit(job(max_tokens=400))
+        speaks = worker.submit(job(max_tokens=ENDLESS))
         heard.wait(lambda: heard.count(speaks) > 0)
         engine.hold.set()
         with pytest.raises(QueueFull, match="0 requests of a are waiting already, and 9 more came"):
@@ -122,16 +121,16 @@ def test_closing_finishes_what_there_is_and_refuses_what_is_new() -> None:
         worker.close()
         with pytest.raises(EngineStopped, match="shutting down"):
             worker.submit(job())
-        assert worker.join(10)
+        assert worker.join(PATIENCE)
         assert [heard.end(t)[1] for t in tickets] == ["length"] * 4
         assert worker.failed is None
 
 
 def test_an_engine_that_breaks_ends_every_job_and_is_not_healthy() -> None:
-    engine = FakeEngine(slots=1, step_seconds=0.005)
+    engine = FakeEngine(slots=1, **LASTING)
     with running(engine) as (worker, heard):
         assert worker.failure is None
-        tickets = [worker.submit(job(max_tokens=100)), worker.submit(job())]
+        tickets = [worker.submit(job(max_tokens=ENDLESS)), worker.submit(job())]
         heard.wait(lambda: heard.count(tickets[0]) > 0)
         engine.broken = "no memory"
         assert [heard.end(t)[1] for t in tickets] == ["error"] * 2
@@ -139,7 +138,7 @@ def test_an_engine_that_breaks_ends_every_job_and_is_not_healthy() -> None:
         with pytest.raises(EngineStopped, match="no memory"):
             worker.submit(job())
         with pytest.raises(EngineStopped, match="no memory"):
-            worker.call(lambda: 1).result(10)
+            worker.call(lambda: 1).result(PATIENCE)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -158,37 +157,39 @@ def test_whatever_ends_the_thread_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(worker, "_fail", die)
         monkeypatch.setattr(engine, "decode", die)
         worker.submit(job())
-        assert worker.join(10)
+        assert worker.join(PATIENCE)
         assert worker.failed == worker.failure == "its thread has died"
 
 
 def test_an_engine_that_hangs_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STALLED_AFTER", 0.3)
+    now = 100.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     engine = FakeEngine()
     with running(engine) as (worker, _):
         engine.hold.set()
         worker.submit(job())
+        until(lambda: engine.works)
+        now += module.STALLED_AFTER
         assert worker.failure is None
-        time.sleep(0.6)
-        assert "no step has finished" in (worker.failure or "")
+        now += 1
+        assert worker.failure == "no step has finished for 11 seconds"
         engine.hold.clear()
-        time.sleep(0.2)
-        assert worker.failure is None
+        until(lambda: worker.failure is None)
 
 
 def test_calls_run_between_two_steps_and_give_what_they_return_or_raise() -> None:
     with running(FakeEngine()) as (worker, _):
-        assert worker.call(lambda: threading.current_thread().name).result(10) == "engine"
+        assert worker.call(lambda: threading.current_thread().name).result(PATIENCE) == "engine"
         with pytest.raises(ZeroDivisionError):
-            worker.call(lambda: 1 // 0).result(10)
+            worker.call(lambda: 1 // 0).result(PATIENCE)
         assert worker.failure is None
     with pytest.raises(EngineStopped):
-        worker.call(lambda: 1).result(10)
+        worker.call(lambda: 1).result(PATIENCE)
 
 
 def test_stopping_cancels_what_there_is() -> None:
-    with running(FakeEngine(slots=1, step_seconds=0.01)) as (worker, heard):
-        tickets = [worker.submit(job(max_tokens=400)), worker.submit(job())]
+    with running(FakeEngine(slots=1, **LASTING)) as (worker, heard):
+        tickets = [worker.submit(job(max_tokens=ENDLESS)), worker.submit(job())]
         heard.wait(lambda: heard.count(tickets[0]) > 0)
-        assert worker.stop(10)
+        assert worker.stop(PATIENCE)
         assert [heard.end(t)[1] for t in tickets] == ["error"] * 2

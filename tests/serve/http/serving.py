@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import openai
 
 from abi_jax.model.config import ModelConfig, PersonaShape
 from abi_jax.persona import Persona, Sampling
-from abi_jax.serve.engine.fake import FakeEngine, FakeWork
+from abi_jax.serve.engine.fake import FakeEngine, FakePending, FakeWork
 from abi_jax.serve.engine.seam import ENDED
 from abi_jax.serve.http.app import make_app
 from abi_jax.serve.http.limits import Limits
@@ -28,6 +28,10 @@ from abi_jax.text import Tokenizer, train_tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog; She said: hello, world! 1234 user assistant system model"
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "Why does my build fail?"}]
+# An answer of so many tokens of such an engine takes hours: it ends when a test ends it, however slow the machine is.
+LASTING: dict[str, Any] = {"vocab_size": 400, "step_seconds": 0.01, "max_length": 10**6, "pages": 10**6}
+ENDLESS = 900_000
+PATIENCE = 60.0  # seconds for anything to happen, so that a test that hangs ends
 
 
 @cache
@@ -55,6 +59,21 @@ def script(text: str) -> tuple[int, ...]:
     return tuple(tokenizer().encode(text))
 
 
+@dataclass
+class PausingEngine(FakeEngine):
+    """Where `pause` is not 0, that step from now sets `hold`: by then all but the two before it are told."""
+
+    pause: int = 0
+
+    def decode(self) -> FakePending:
+        """See `FakeEngine`."""
+        if self.pause:
+            self.pause -= 1
+            if not self.pause:
+                self.hold.set()
+        return super().decode()
+
+
 class ObedientEngine(FakeEngine):
     """Says whatever a grammar lets it say, and ends now and then where it may."""
 
@@ -76,11 +95,12 @@ class Running:
     def __init__(self, service: Service, port: int, server: DrainingServer) -> None:
         self.service, self.port, self.server = service, port, server
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=20)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def openai(self, key: str = "none", **settings: Any) -> Any:
         """The official client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 20} | settings)
+        settings = {"max_retries": 0, "timeout": PATIENCE} | settings
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **settings)
 
 
 @contextlib.contextmanager
@@ -95,7 +115,9 @@ def serving(
     engine = engine or FakeEngine(vocab_size=400)
     service = Service.of(engine, speaking or voices(), limits, **more)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = DrainingServer(server_config(make_app(service), service.limits, **(uvicorn or {})), service)
+    # a connection that nobody uses for a while stays: its client may be about to
+    settings = {"timeout_keep_alive": 600, **(uvicorn or {})}
+    server = DrainingServer(server_config(make_app(service), service.limits, **settings), service)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
     running = Running(service, listener.getsockname()[1], server)
@@ -108,12 +130,12 @@ def serving(
         service.worker.stop()
         server.should_exit = True
         running.http.close()
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
         listener.close()
 
 
-def until(what: Callable[[], Any], seconds: float = 10) -> None:
+def until(what: Callable[[], Any], seconds: float = PATIENCE) -> None:
     """Waits for something that another thread does."""
     end = time.monotonic() + seconds
     while not what():
