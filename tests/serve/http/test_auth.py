@@ -26,7 +26,7 @@ from abi_jax.serve.http.limits import Limits
 from abi_jax.serve.http.routes import RULES
 from abi_jax.serve.http.rule import Rule
 from abi_jax.wdbx.policy import Role
-from tests.serve.http.serving import ASKED, Running, serving, until
+from tests.serve.http.serving import ASKED, ENDLESS, LASTING, Running, serving, until
 
 pytestmark = pytest.mark.smoke
 PAST = (datetime.now(UTC) - timedelta(days=1)).isoformat()
@@ -183,19 +183,19 @@ def test_every_answer_of_a_request_is_counted(tmp_path: Path) -> None:
 
 
 def test_who_asks_for_much_leaves_places_for_others(tmp_path: Path) -> None:
-    path, engine = tmp_path / "keys.yaml", FakeEngine(vocab_size=400, slots=1, step_seconds=0.02)
+    path = tmp_path / "keys.yaml"
     of = {
         name: add_key(path, Key(name, "0" * 64, tenant=tenant))
         for name, tenant in (("one", "acme"), ("two", "acme"), ("three", ""), ("four", ""))
     }
-    with serving(engine, Limits(max_waiting=8), gate=Gate(KeyRing(path))) as running:
+    with serving(FakeEngine(slots=1, **LASTING), Limits(max_waiting=8), gate=Gate(KeyRing(path))) as running:
 
         def ask(name: str, n: int) -> httpx.Response:
-            body = {"model": "base", "messages": ASKED, "max_tokens": 300, "n": n}
+            body = {"model": "base", "messages": ASKED, "max_tokens": ENDLESS, "n": n}
             return running.http.post("/v1/abi/process", json=body, headers=bearer(of[name]))
 
         assert ask("one", 1).status_code == 202
-        until(lambda: engine.works)
+        until(lambda: (running.service.worker.load.waiting, running.service.worker.load.speaking) == (0, 1))
         for name, n, status in (
             ("one", 4, 202),
             ("two", 1, 429),

@@ -11,7 +11,7 @@ import pytest
 from abi_jax import wdbx
 from abi_jax.serve.engine.fake import FakeEngine
 from abi_jax.serve.http.routes import RULES
-from tests.serve.http.serving import ASKED, serving, until
+from tests.serve.http.serving import ASKED, ENDLESS, LASTING, PATIENCE, serving, until
 from tests.serve.http.test_auth import call
 
 pytestmark = pytest.mark.smoke
@@ -23,7 +23,7 @@ def test_a_write_that_has_begun_is_finished_before_the_store_closes(tmp_path: Pa
 
     def slow(texts: list[str]) -> np.ndarray:
         began.set()
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
         return np.ones((len(texts), 3), np.float32)
 
     found: list[Any] = []
@@ -33,14 +33,14 @@ def test_a_write_that_has_begun_is_finished_before_the_store_closes(tmp_path: Pa
             body = {"ids": ["a"], "documents": ["foo"]}
             writer = threading.Thread(target=lambda: found.append(running.http.post(f"{NOTES}/upsert", json=body)))
             writer.start()
-            assert began.wait(10)
+            assert began.wait(PATIENCE)
             running.server.handle_exit(signal.SIGTERM, None)
             until(lambda: running.http.get("/ready").status_code == 503)
             assert running.http.post(f"{NOTES}/delete", json={"ids": ["a"]}).status_code == 503
             assert running.http.get(NOTES).status_code == 200
             assert running.service.running == 1 and not running.server.should_exit
             go.set()
-            writer.join(10)
+            writer.join(PATIENCE)
             assert found[0].status_code == 200
             until(lambda: running.server.should_exit)
     with wdbx.open(tmp_path / "store.wdbx") as store:
@@ -48,9 +48,8 @@ def test_a_write_that_has_begun_is_finished_before_the_store_closes(tmp_path: Pa
 
 
 def test_what_is_refused_while_it_shuts_down() -> None:
-    engine = FakeEngine(vocab_size=400, step_seconds=0.02)
-    with serving(engine) as running:
-        asked = {"model": "base", "messages": ASKED, "max_tokens": 300}
+    with serving(FakeEngine(**LASTING)) as running:
+        asked = {"model": "base", "messages": ASKED, "max_tokens": ENDLESS}
         id_ = running.http.post("/v1/abi/process", json=asked).json()["id"]
         running.server.handle_exit(signal.SIGTERM, None)
         until(lambda: running.service.draining)

@@ -17,16 +17,17 @@ import openai
 import pytest
 
 from abi_jax.serve.engine.fake import FakeEngine
-from abi_jax.serve.http import respond, server
+from abi_jax.serve.http import completions, respond, server
 from abi_jax.serve.http.limits import Limits
 from abi_jax.serve.http.observe import JsonLines
-from tests.serve.http.serving import ASKED, Running, serving, until
+from abi_jax.serve.voices import Voices
+from tests.serve.http.serving import ASKED, ENDLESS, LASTING, PATIENCE, PausingEngine, Running, serving, until
 
 pytestmark = pytest.mark.smoke
-LONG: dict[str, Any] = {"model": "base", "messages": ASKED, "max_tokens": 300}
+LONG: dict[str, Any] = {"model": "base", "messages": ASKED, "max_tokens": ENDLESS}
+SHORT: dict[str, Any] = {**LONG, "max_tokens": 2}
 AS_JSON = {"content-type": "application/json"}
 POST = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-SLOW: dict[str, Any] = {"vocab_size": 400, "step_seconds": 0.02}
 
 
 def has(running: Running, waiting: int, speaking: int) -> bool:
@@ -50,23 +51,20 @@ def in_background(what: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(stream: bool) -> None:
-    engine = FakeEngine(**SLOW)
+    engine = FakeEngine(**LASTING)
     with serving(engine) as running:
         body = json.dumps({**LONG, "stream": stream}).encode()
         head = f"{POST}content-length: {len(body)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", running.port)) as client:
             client.sendall(head + body)
             until(lambda: engine.works)
-        left = time.monotonic()
-        until(lambda: not engine.works)
-        assert time.monotonic() - left < 0.5 and engine.used == 0
+        until(lambda: not engine.works and engine.used == 0)
         until(lambda: running.service.running == 0 and running.service.bridge.open == 0)
-        assert running.http.post("/v1/chat/completions", json={**LONG, "max_tokens": 2}).status_code == 200
+        assert running.http.post("/v1/chat/completions", json=SHORT).status_code == 200
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_again() -> None:
-    engine = FakeEngine(slots=1, **SLOW)
-    with serving(engine, Limits(max_waiting=2)) as running:
+    with serving(FakeEngine(slots=1, **LASTING), Limits(max_waiting=2)) as running:
         threads = []
 
         def ask(*load: int) -> None:
@@ -85,7 +83,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again() -> None:
 
 
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
-    engine = FakeEngine(**SLOW)
+    engine = FakeEngine(**LASTING)
     with serving(engine, Limits(request_seconds=0.2)) as running:
         answer = running.http.post("/v1/chat/completions", json=LONG)
         assert answer.status_code == 504 and answer.headers["x-should-retry"] == "false"
@@ -104,12 +102,13 @@ class Held:
         self.may = threading.Event()
 
     def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        assert self.may.wait(10)
+        assert self.may.wait(PATIENCE)
         return np.ones((len(texts), 1), np.float32), 1
 
 
-def test_an_engine_that_fails_ends_answers_and_health_and_then_the_server() -> None:
-    engine, held = FakeEngine(**SLOW), Held()
+def test_an_engine_that_fails_ends_answers_and_health_and_then_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FAREWELL", PATIENCE)
+    engine, held = FakeEngine(**LASTING), Held()
     with serving(engine, embedder=held) as running:
         other, vectors = in_background(
             lambda: running.http.post("/v1/embeddings", json={"model": "held", "input": "a"})
@@ -123,7 +122,7 @@ def test_an_engine_that_fails_ends_answers_and_health_and_then_the_server() -> N
         engine.broken = "the device is gone"
         with pytest.raises(openai.APIError, match="the device is gone"):
             list(stream)
-        thread.join(10)
+        thread.join(PATIENCE)
         assert found[0].status_code == 503 and "the device is gone" in found[0].text
         for path in ("/health", "/ready"):
             answer = running.http.get(path)
@@ -133,40 +132,42 @@ def test_an_engine_that_fails_ends_answers_and_health_and_then_the_server() -> N
         assert (load.waiting, load.speaking, usage.used) == (0, 0, 0)
         assert not running.server.should_exit
         held.may.set()  # what is no answer of the engine is finished first
-        other.join(10)
+        other.join(PATIENCE)
         assert vectors[0].status_code == 200
         until(lambda: running.server.should_exit)
 
 
 def test_a_failed_engine_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "FAREWELL", 0.2)
-    engine, held = FakeEngine(**SLOW), Held()
+    engine, held = FakeEngine(vocab_size=400), Held()
     engine.broken = "the device is gone"
     with serving(engine, embedder=held) as running:
         in_background(lambda: running.http.post("/v1/embeddings", json={"model": "held", "input": "a"}))
         until(lambda: running.service.running == 1)
-        assert running.http.post("/v1/chat/completions", json=LONG).status_code == 503
+        assert running.http.post("/v1/chat/completions", json=SHORT).status_code == 503
         until(lambda: running.server.should_exit)
         held.may.set()
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new() -> None:
-    engine = FakeEngine(**SLOW)
+    engine = PausingEngine(vocab_size=400, pause=20)
     with serving(engine) as running:
         stream = iter(running.openai().chat.completions.create(**{**LONG, "max_tokens": 60}, stream=True, seed=1))
         chunks = [next(stream), next(stream)]
         running.server.handle_exit(signal.SIGTERM, None)
         until(lambda: running.http.get("/ready").status_code == 503)
         assert running.http.get("/health").status_code == 200
-        refused = running.http.post("/v1/chat/completions", json=LONG)
+        refused = running.http.post("/v1/chat/completions", json=SHORT)
         assert refused.status_code == 503 and "shutting down" in refused.text and refused.headers["retry-after"]
+        assert not running.server.should_exit
+        engine.hold.clear()
         chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
         until(lambda: running.server.should_exit)
 
 
 def test_what_cannot_be_waited_for_is_ended() -> None:
-    with serving(FakeEngine(**SLOW), Limits(drain_seconds=0.1)) as running:
+    with serving(FakeEngine(**LASTING), Limits(drain_seconds=0.1)) as running:
         stream = running.openai().chat.completions.create(**LONG, stream=True)
         next(iter(stream))
         running.server.handle_exit(signal.SIGTERM, None)
@@ -176,25 +177,23 @@ def test_what_cannot_be_waited_for_is_ended() -> None:
 
 def raw(running: Running, *parts: bytes, pause: float = 0.0) -> bytes:
     """Sends parts over a connection of their own and returns all that comes back."""
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
-        for part in parts:
-            client.sendall(part)
-            time.sleep(pause)
-        found = b""
-        try:
+    found, ended = b"", (ConnectionResetError, BrokenPipeError)
+    with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client:
+        with contextlib.suppress(*ended):  # the server may have heard enough, and said why
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause)
+        with contextlib.suppress(*ended):
             while data := client.recv(65536):
                 found += data
-        except ConnectionResetError:
-            pass
-        return found
+    return found
 
 
 HEAD = (POST + "connection: close\r\n").encode()
 
 
-def test_bodies_that_are_too_large_slow_deep_or_malformed_are_refused() -> None:
-    limits = Limits(body_bytes=100_000, body_seconds=0.2, head_seconds=0.3, head_bytes=8192)
-    with serving(limits=limits) as running:
+def test_bodies_that_are_too_large_deep_or_malformed_are_refused() -> None:
+    with serving(limits=Limits(body_bytes=100_000, head_bytes=8192)) as running:
         declared = raw(running, HEAD + b"content-length: 1000000000\r\n\r\n")
         assert b" 413 " in declared.split(b"\r\n")[0] and b"at most 100000 bytes" in declared
         chunked = raw(
@@ -208,8 +207,6 @@ def test_bodies_that_are_too_large_slow_deep_or_malformed_are_refused() -> None:
             + b" " * 65536,
         )
         assert b" 413 " in chunked.split(b"\r\n")[0]
-        slow = raw(running, HEAD + b"content-length: 10\r\n\r\n", b"{", pause=0.1)
-        assert b" 408 " in slow.split(b"\r\n")[0] and b"did not arrive within 0.2 seconds" in slow
         deep = running.http.post("/v1/completions", content=b"[" * 90_000, headers=AS_JSON)
         assert deep.status_code == 400 and "recursion limit" in deep.text
         for content in (b"", b"{", b"nul", b"\xff", b'{"model":"base","prompt":"\\ud800"}', b"[]", b'{"a":NaN}'):
@@ -217,12 +214,19 @@ def test_bodies_that_are_too_large_slow_deep_or_malformed_are_refused() -> None:
             assert answer.status_code == 400 and answer.json()["error"]["message"], content
         for headers in ({}, {"content-type": "text/plain"}):
             assert running.http.post("/v1/completions", content=b"{}", headers=headers).status_code == 415
+        assert b" 431 " in raw(running, b"GET / HTTP/1.1\r\n", b"x: " + b"y" * 9000)
+        assert b" 400 " in raw(running, b"nonsense\r\n\r\n").split(b"\r\n")[0]
+
+
+def test_what_comes_too_slowly_is_not_waited_for() -> None:
+    with serving(limits=Limits(body_seconds=0.2)) as running:
+        slow = raw(running, HEAD + b"content-length: 10\r\n\r\n", b"{", pause=0.1)
+        assert b" 408 " in slow.split(b"\r\n")[0] and b"did not arrive within 0.2 seconds" in slow
+    with serving(limits=Limits(head_seconds=0.3), uvicorn={}) as running:
         started = time.monotonic()
         assert raw(running, b"POST /v1/completions HTTP/1.1\r\nhost:") == b""  # a head that never ends
         assert raw(running) == b""  # nor begins
-        assert time.monotonic() - started < 3
-        assert b" 431 " in raw(running, b"GET / HTTP/1.1\r\n", b"x: " + b"y" * 9000)
-        assert b" 400 " in raw(running, b"nonsense\r\n\r\n").split(b"\r\n")[0]
+        assert time.monotonic() - started < Limits().head_seconds
 
 
 def test_who_is_refused_hears_why_but_cannot_go_on_sending(plain: Running) -> None:
@@ -233,26 +237,29 @@ def test_who_is_refused_hears_why_but_cannot_go_on_sending(plain: Running) -> No
     head = b"POST /v1/nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
     answer = raw(plain, head, b"x")
     assert b" 404 " in answer.split(b"\r\n")[0] and b"connection: close" in answer
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < Limits().body_seconds
 
 
-def test_texts_that_cannot_fit_are_not_read(plain: Running) -> None:
+def test_texts_that_cannot_fit_are_not_read(plain: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(Voices, "prompt", read)
+    monkeypatch.setattr(completions, "_tokenise", read)
     text = "x" * 1_500_000
-    begun = time.monotonic()
     for path, body in (
         ("/v1/chat/completions", {**LONG, "messages": [{"role": "user", "content": text}]}),
         ("/v1/completions", {"model": "base", "prompt": [text, "b"]}),
     ):
         answer = plain.http.post(path, json=body).json()["error"]
         assert answer["code"] == "context_length_exceeded" and "1500000 characters does not fit" in answer["message"]
-    assert time.monotonic() - begun < 2
 
 
 def test_a_client_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = time.monotonic()
     monkeypatch.setattr(respond, "GRACE", 0.2)
     engine = FakeEngine(vocab_size=400, max_length=60_000, pages=100_000, slots=64)
-    with serving(engine, Limits(request_seconds=1.0)) as running:
+    # nothing else lets it go: not that it takes nothing for long, nor that its connection is idle
+    with serving(engine, Limits(request_seconds=1.0, take_seconds=600)) as running:
         much = {"n": 64, "max_tokens": 50_000, "logprobs": True, "top_logprobs": 20, "stream": True}
         body = json.dumps(LONG | much).encode()
         head = f"{POST}content-length: {len(body)}\r\n\r\n".encode()
@@ -260,10 +267,8 @@ def test_a_client_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) 
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", running.port))
             client.sendall(head + body)
-            until(lambda: engine.works)
-            until(lambda: not engine.works and running.service.running == 0)
+            until(lambda: running.service.worker.steps and not engine.works and running.service.running == 0)
             until(lambda: len(running.server.server_state.connections) <= 1)  # the test's own, which asked /ready
-            assert time.monotonic() - begun < 5  # it is not waited until the connection is idle for long
 
 
 def test_a_client_that_asks_on_and_on_and_reads_nothing_is_let_go() -> None:
@@ -299,12 +304,13 @@ def test_a_thousand_idle_connections_cost_little(plain: Running) -> None:
     idle = [socket.create_connection(("127.0.0.1", plain.port)) for _ in range(1000)]
     try:
         until(lambda: len(plain.server.server_state.connections) >= 1000)
-        begun = time.monotonic()
-        assert (
-            plain.http.post("/v1/completions", json={"model": "base", "prompt": "a", "max_tokens": 2}).status_code
-            == 200
-        )
-        assert time.monotonic() - begun < 2
+        took = []
+        for _ in range(5):  # of which a machine that stalls makes one or another slow
+            begun = time.monotonic()
+            asked = {"model": "base", "prompt": "a", "max_tokens": 2}
+            assert plain.http.post("/v1/completions", json=asked).status_code == 200
+            took.append(time.monotonic() - begun)
+        assert min(took) < 2
     finally:
         for each in idle:
             each.close()
@@ -334,7 +340,7 @@ def test_requests_have_ids_and_lines_in_the_log(plain: Running, caplog: pytest.L
     secret = "a-secret-question"
     answer = plain.http.post(
         f"/v1/chat/completions?key={secret}",
-        json={**LONG, "messages": [{"role": "user", "content": secret}], "max_tokens": 2},
+        json={**SHORT, "messages": [{"role": "user", "content": secret}]},
         headers={"x-request-id": "mine-7", "authorization": f"Bearer {secret}"},
     )
     assert answer.headers["x-request-id"] == "mine-7"
@@ -350,7 +356,7 @@ def test_requests_have_ids_and_lines_in_the_log(plain: Running, caplog: pytest.L
 
 
 def test_many_answers_at_once_wake_the_event_loop_once_a_step() -> None:
-    engine = FakeEngine(slots=16, **SLOW)
+    engine = FakeEngine(slots=16, vocab_size=400, step_seconds=0.02)
     with serving(engine) as running:
         calls = 0
         sort = running.service.bridge._sort
@@ -363,4 +369,5 @@ def test_many_answers_at_once_wake_the_event_loop_once_a_step() -> None:
         running.service.bridge._sort = counted  # type: ignore[method-assign]
         answer = running.http.post("/v1/chat/completions", json={**LONG, "max_tokens": 20, "n": 16})
         assert len(answer.json()["choices"]) == 16
-        assert calls <= running.service.worker.steps < 60
+        until(lambda: calls <= running.service.worker.steps)  # a step is counted once what it made is delivered
+        assert running.service.worker.steps < 60

@@ -16,7 +16,7 @@ from abi_jax.serve.http.keys import Key, KeyRing, add_key
 from abi_jax.serve.http.limits import Limits
 from abi_jax.serve.http.threads import COUNT, PROMPTS
 from abi_jax.serve.voices import Request, Voices
-from tests.serve.http.serving import ASKED, ObedientEngine, Running, serving, until
+from tests.serve.http.serving import ASKED, PATIENCE, ObedientEngine, Running, serving, until
 
 pytestmark = pytest.mark.smoke
 
@@ -92,7 +92,7 @@ def test_who_asks_with_many_long_prompts_holds_up_himself(tmp_path: Path, monkey
 
         def slow(voices: Voices, request: Request) -> Any:
             order.append(request.messages[-1]["content"])
-            assert may.acquire(timeout=20)
+            assert may.acquire(timeout=PATIENCE)
             return render(voices, request)
 
         monkeypatch.setattr(Voices, "prompt", slow)
@@ -117,7 +117,7 @@ def test_who_asks_with_many_long_prompts_holds_up_himself(tmp_path: Path, monkey
         assert "other" in order
         may.release(len(threads))
         for thread in threads:
-            thread.join(20)
+            thread.join(PATIENCE)
     assert len(order) == len(threads)
 
 
@@ -132,7 +132,7 @@ class Held:
 
     def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         self.asked += texts
-        assert self.may.wait(20)
+        assert self.may.wait(PATIENCE)
         return np.ones((len(texts), 1), np.float32), 1
 
 
@@ -163,5 +163,5 @@ def test_vectors_that_take_long_hold_up_nothing_else(tmp_path: Path) -> None:
         assert len(held.asked) == COUNT
         held.may.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(PATIENCE)
     assert len(held.asked) == 2 * COUNT + 1

@@ -3,22 +3,22 @@
 import json
 import re
 import socket
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import pytest
 
-from abi_jax.serve.engine.fake import FakeEngine, FakePending
+from abi_jax.serve.engine.fake import FakeEngine
 from abi_jax.serve.http.chat import ChatForm
 from abi_jax.serve.http.limits import Limits
 from abi_jax.serve.http.metrics import Metrics, label
 from abi_jax.serve.scheduler import Ticket
-from tests.serve.http.serving import ASKED, Running, script, serving, until
+from tests.serve.http.serving import ASKED, ENDLESS, LASTING, PATIENCE, PausingEngine, Running, script, serving, until
 
 pytestmark = pytest.mark.smoke
 ASK: dict[str, Any] = {"model": "base", "messages": ASKED, "max_tokens": 300, "seed": 1}
+LONG: dict[str, Any] = {**ASK, "max_tokens": ENDLESS}
 CHAT = "/v1/chat/completions"
 
 
@@ -57,21 +57,8 @@ def total(running: Running, name: str) -> float:
     return sum(float(count) for count in re.findall(rf"^abi:{name}_total{{.*}} (\S+)$", text, re.MULTILINE))
 
 
-@dataclass
-class Pausing(FakeEngine):
-    """Says some tokens, and the others once `hold` is cleared."""
-
-    steps: int = 0
-
-    def decode(self) -> FakePending:
-        self.steps += 1
-        if self.steps == 10:
-            self.hold.set()
-        return super().decode()
-
-
 def test_tokens_are_counted_as_they_come() -> None:
-    engine = Pausing(vocab_size=400)
+    engine = PausingEngine(vocab_size=400, pause=10)
     with serving(engine) as running:
         with running.openai().chat.completions.create(**ASK, stream=True) as stream:
             first = next(iter(stream))
@@ -79,7 +66,7 @@ def test_tokens_are_counted_as_they_come() -> None:
             until(lambda: total(running, "generation_tokens") >= 5)
             assert first and not ends(running)
             prompt = total(running, "prompt_tokens")
-            assert prompt == total(running, "prefix_cache_queries") > 0
+            until(lambda: prompt == total(running, "prefix_cache_queries") > 0)  # counted after them
             assert total(running, "generation_tokens") < 10
             engine.hold.clear()
             list(stream)
@@ -90,7 +77,7 @@ def test_tokens_are_counted_as_they_come() -> None:
 
 
 def test_a_request_is_counted_by_what_came_of_it() -> None:
-    engine = FakeEngine(vocab_size=400, step_seconds=0.01)
+    engine = FakeEngine(**LASTING)
     with serving(engine, Limits(request_seconds=0.3)) as running:
 
         def count(status: int) -> float:
@@ -100,23 +87,24 @@ def test_a_request_is_counted_by_what_came_of_it() -> None:
             )
             return float(found[1]) if found else 0
 
-        with running.http.stream("POST", CHAT, json={**ASK, "stream": True}) as stream:
+        with running.http.stream("POST", CHAT, json={**LONG, "stream": True}) as stream:
             assert stream.status_code == 200 and "took longer" in stream.read().decode()
-        until(lambda: count(504) == 1)
-        body = json.dumps(ASK).encode()
+        until(lambda: count(504) == 1 and not engine.works)
+        running.service.limits = Limits()  # the others end because their clients leave
+        body = json.dumps(LONG).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         with socket.create_connection(("127.0.0.1", running.port)) as client:
             client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             until(lambda: engine.works)
         until(lambda: count(499) == 1)
-        with running.openai().chat.completions.create(**ASK, stream=True) as left:
+        with running.openai().chat.completions.create(**LONG, stream=True) as left:
             next(iter(left))
         until(lambda: count(499) == 2)
         assert count(200) == count(0) == 0
 
 
 def test_what_fails_or_is_cut_off_is_counted_as_a_5xx_also_after_its_200(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = FakeEngine(vocab_size=400)
+    engine = FakeEngine(**LASTING)
     with serving(engine) as running:
 
         def wrong(*_: Any) -> None:
@@ -135,7 +123,7 @@ def test_what_fails_or_is_cut_off_is_counted_as_a_5xx_also_after_its_200(monkeyp
 
         with monkeypatch.context() as patch:
             patch.setattr(ChatForm, "line", wrong)
-            with running.http.stream("POST", CHAT, json={**ASK, "stream": True}) as stream:
+            with running.http.stream("POST", CHAT, json={**LONG, "stream": True}) as stream:
                 assert stream.status_code == 200
                 with pytest.raises(httpx.RemoteProtocolError):
                     stream.read()
@@ -149,7 +137,7 @@ def test_what_fails_or_is_cut_off_is_counted_as_a_5xx_also_after_its_200(monkeyp
         until(lambda: counted() == {"500": 2})
         body = json.dumps(ASK).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client:
             client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             until(lambda: running.service.running)
             cut_off()
@@ -158,14 +146,14 @@ def test_what_fails_or_is_cut_off_is_counted_as_a_5xx_also_after_its_200(monkeyp
 
 
 def test_answers_that_are_given_up_are_counted() -> None:
-    engine = FakeEngine(vocab_size=400, step_seconds=0.01)
-    with serving(engine, Limits(request_seconds=0.2)) as running:
-        assert running.http.post(CHAT, json={**ASK, "n": 2}).status_code == 504
+    with serving(FakeEngine(**LASTING), Limits(request_seconds=0.2)) as running:
+        assert running.http.post(CHAT, json={**LONG, "n": 2}).status_code == 504
         assert ends(running) == {"abort": 2}
-        id_ = running.http.post("/v1/abi/process", json=ASK).json()["id"]
+        running.service.limits = Limits()
+        id_ = running.http.post("/v1/abi/process", json=LONG).json()["id"]
         running.http.delete(f"/v1/abi/queries/{id_}")
         until(lambda: ends(running) == {"abort": 3})
-        with running.openai().chat.completions.create(**ASK, stream=True) as stream:
+        with running.openai().chat.completions.create(**LONG, stream=True) as stream:
             next(iter(stream))
         until(lambda: ends(running) == {"abort": 4})
 

@@ -13,11 +13,11 @@ from abi_jax.serve.http.keys import Key, KeyRing, Principal, add_key
 from abi_jax.serve.http.limits import Limits
 from abi_jax.serve.http.queries import Queries
 from abi_jax.wdbx.policy import Role
-from tests.serve.http.serving import ASKED, Running, serving, until
+from tests.serve.http.serving import ASKED, ENDLESS, LASTING, PausingEngine, Running, serving, until
 
 pytestmark = pytest.mark.smoke
 ASK: dict[str, Any] = {"model": "abbey", "messages": ASKED, "max_tokens": 5, "seed": 1}
-SLOW: dict[str, Any] = {"vocab_size": 400, "step_seconds": 0.02}
+LONG: dict[str, Any] = {**ASK, "max_tokens": ENDLESS}
 
 
 def status(running: Running, id_: str) -> str:
@@ -41,14 +41,14 @@ def test_an_answer_is_fetched_later(plain: Running) -> None:
 
 
 def test_a_query_is_ended_whoever_waits_for_it() -> None:
-    engine = FakeEngine(**SLOW)
+    engine = FakeEngine(**LASTING)
     with serving(engine) as running:
-        id_ = running.http.post("/v1/abi/process", json={**ASK, "max_tokens": 300}).json()["id"]
+        id_ = running.http.post("/v1/abi/process", json=LONG).json()["id"]
         until(lambda: status(running, id_) == "speaking")
         assert running.http.delete(f"/v1/abi/queries/{id_}").json()["status"] == "cancelled"
         until(lambda: not engine.works)
         assert running.http.get(f"/v1/abi/queries/{id_}").json()["error"]["code"] == "cancelled"
-        stream = running.openai().chat.completions.create(**{**ASK, "max_tokens": 300}, stream=True)
+        stream = running.openai().chat.completions.create(**LONG, stream=True)
         running.http.delete(f"/v1/abi/queries/{next(iter(stream)).id}")
         with pytest.raises(openai.APIError, match="the query was cancelled"):
             list(stream)
@@ -63,8 +63,8 @@ def test_answers_that_nobody_fetches_are_forgotten() -> None:
 
 
 def test_the_list_has_no_answers_and_what_is_kept_no_prompts() -> None:
-    with serving(FakeEngine(**SLOW)) as running:
-        ids = [running.http.post("/v1/abi/process", json={**ASK, "max_tokens": n}).json()["id"] for n in (2, 300)]
+    with serving(FakeEngine(**LASTING)) as running:
+        ids = [running.http.post("/v1/abi/process", json={**ASK, "max_tokens": n}).json()["id"] for n in (2, ENDLESS)]
         until(lambda: status(running, ids[0]) == "done")
         running.http.delete(f"/v1/abi/queries/{ids[1]}")
         until(lambda: ids[1] in running.service.queries._kept)
@@ -101,7 +101,7 @@ def test_who_keeps_the_most_makes_room() -> None:
 
 
 def test_errors_that_are_raised_are_raised_once() -> None:
-    engine, seen = FakeEngine(**SLOW), []
+    engine, seen = FakeEngine(**LASTING), []
     with serving(engine) as running:
         add = running.service.queries.add
 
@@ -111,7 +111,7 @@ def test_errors_that_are_raised_are_raised_once() -> None:
 
         running.service.queries.add = watched  # type: ignore[method-assign]
         for _ in range(2):
-            with running.http.stream("POST", "/v1/chat/completions", json={**ASK, "max_tokens": 300, "stream": True}):
+            with running.http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}):
                 until(lambda: engine.works)
             until(lambda: not engine.works)
         first, second = (made.given_up for made in seen)
@@ -141,11 +141,13 @@ def test_queries_are_their_owners(tmp_path: Path) -> None:
 
 
 def test_what_runs_in_the_background_is_finished_before_the_end() -> None:
-    with serving(FakeEngine(**SLOW)) as running:
+    engine = PausingEngine(vocab_size=400, pause=20)
+    with serving(engine) as running:
         id_ = running.http.post("/v1/abi/process", json={**ASK, "max_tokens": 30}).json()["id"]
         running.server.handle_exit(15, None)
         until(lambda: running.http.get("/ready").status_code == 503)
-        assert status(running, id_) in ("waiting", "reading", "speaking")
+        assert status(running, id_) in ("waiting", "reading", "speaking") and not running.server.should_exit
+        engine.hold.clear()
         until(lambda: running.server.should_exit)
         (found,) = running.service.queries.all(running.service.queries._kept[id_].owner)
         assert found.status == "done"

@@ -9,9 +9,9 @@ import pytest
 
 from abi_jax.errors import InputError
 from abi_jax.serve.answered import Answered
-from abi_jax.serve.engine.fake import FakeEngine
+from abi_jax.serve.engine.fake import FakeEngine, FakeWork
 from abi_jax.serve.voices import Voices
-from tests.serve.http.serving import ASKED, serving, until, voices
+from tests.serve.http.serving import ASKED, Running, serving, until, voices
 
 pytestmark = pytest.mark.smoke
 LONG: dict[str, Any] = {"model": "base", "messages": ASKED, "max_tokens": 60, "seed": 1}
@@ -50,8 +50,34 @@ class Steps:
         self.engine.script = (50 + self.lineage.step,) * 1000
 
 
+@dataclass
+class Full(FakeEngine):
+    """Holds when somebody takes the last slot, the first time after `watched` was set."""
+
+    watched: bool = True
+
+    def insert(self, work: FakeWork, slot: int) -> None:
+        super().insert(work, slot)
+        if self.watched and len(self.works) == self.slots:
+            self.watched = False
+            self.hold.set()
+
+
+def reloaded(running: Running, engine: Full, step: int | None) -> Any:
+    """What is told of another step that is asked for while all slots speak."""
+    until(engine.hold.is_set)
+    told: list[Any] = []
+    body = {} if step is None else {"step": step}
+    thread = threading.Thread(target=lambda: told.append(running.http.post("/v1/abi/reload", json=body).json()))
+    thread.start()
+    until(lambda: running.service.worker._changes)
+    engine.hold.clear()
+    thread.join()
+    return told[0]
+
+
 def test_answers_are_of_one_step_each_and_none_is_lost() -> None:
-    engine = FakeEngine(vocab_size=400, slots=2, step_seconds=0.005, script=(50,) * 1000)
+    engine = Full(vocab_size=400, slots=2, script=(50,) * 1000)
     steps = Steps(engine)
     with serving(engine, reloader=steps, lineage=OfStep(0)) as running:
         found: list[Any] = []
@@ -62,8 +88,7 @@ def test_answers_are_of_one_step_each_and_none_is_lost() -> None:
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
             thread.start()
-        until(lambda: len(engine.works) == 2)
-        told = running.http.post("/v1/abi/reload", json={"step": 3}).json()
+        told = reloaded(running, engine, 3)
         assert told["previous"]["model"]["step"] == 0 and told["lineage"]["model"]["step"] == 3
         for thread in threads:
             thread.join()
@@ -77,10 +102,10 @@ def test_answers_are_of_one_step_each_and_none_is_lost() -> None:
             seen.append(step)
         assert sorted(seen) == [0, 0, 3, 3, 3, 3]
         # choices of one answer, too, know which step each is of
+        engine.watched = True
         thread = threading.Thread(target=lambda: found.append(running.openai().chat.completions.create(**LONG, n=3)))
         thread.start()
-        until(lambda: len(engine.works) == 2)
-        running.http.post("/v1/abi/reload", json={}).raise_for_status()
+        reloaded(running, engine, None)
         thread.join()
         assert [each["model"]["step"] for each in found[-1].abi["lineages"]] == [3, 3, 5]
 
