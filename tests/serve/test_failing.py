@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.http.serving import ASKED
+from tests.serve.http.serving import ASKED, PATIENCE
 
 
 @pytest.mark.parametrize("stuck", ["", "stuck"])
@@ -21,9 +21,9 @@ def test_the_process_ends_with_status_1(tmp_path: Path, stuck: str) -> None:
             assert process.stdout is not None and process.stderr is not None
             told = next(line for line in map(json.loads, process.stderr) if line["message"] == "serving")
             body = {"model": "base", "messages": ASKED, "stream": True}
-            answer = httpx.post(f"{told['url']}/chat/completions", json=body, timeout=20)
+            answer = httpx.post(f"{told['url']}/chat/completions", json=body, timeout=PATIENCE)
             assert "the device is gone" in answer.text and answer.text.endswith("data: [DONE]\n\n")
-            out, _ = process.communicate(timeout=20)
+            out, _ = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         assert process.returncode == 1
