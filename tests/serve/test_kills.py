@@ -15,6 +15,7 @@ from abi_jax import wdbx
 from abi_jax.model.directory import ModelDirectory
 from abi_jax.serve.receipt import read
 from abi_jax.serve.replay import Replayer
+from tests.serve.http.serving import PATIENCE, until
 from tests.serve.process import served, write_tiny
 
 KILLS = 4
@@ -39,10 +40,11 @@ class Client:
         self.writes: list[list[str]] = []
         self.version = 0
         self.cut = 0  # streams that ended before their end
+        self.beginning: set[int] = set()  # threads whose stream has said something, and little of it
 
     def write(self, url: str, turn: int) -> None:
         """A write after the other."""
-        with httpx.Client(timeout=30) as http:
+        with httpx.Client(timeout=PATIENCE) as http:
             for n in range(10_000):
                 ids = [f"{turn}-{n}-{i}" for i in range(TOGETHER)]
                 rows = {each: [float(turn), float(n), float(i)] + [0.5] * (DIM - 3) for i, each in enumerate(ids)}
@@ -58,15 +60,20 @@ class Client:
 
     def listen(self, url: str) -> None:
         """A stream after the other."""
-        with httpx.Client(timeout=30) as http:
+        me = threading.get_ident()
+        with httpx.Client(timeout=PATIENCE) as http:
             while True:
                 said: list[str] = []
                 try:
                     with http.stream("POST", f"{url}/chat/completions", json=ASK | {"stream": True}) as stream:
-                        said += filter(None, stream.iter_lines())
+                        for line in filter(None, stream.iter_lines()):
+                            said.append(line)
+                            (self.beginning.add if len(said) < 10 else self.beginning.discard)(me)
                 except httpx.TransportError:
                     self.cut += bool(said)
                     return
+                finally:
+                    self.beginning.discard(me)
                 assert said[-1] == "data: [DONE]"
 
 
@@ -87,7 +94,7 @@ def check_store(path: Path, client: Client) -> None:
 
 def ask(url: str) -> Any:
     """An answer with its receipt."""
-    answer = httpx.post(f"{url}/chat/completions", json=ASK, timeout=60)
+    answer = httpx.post(f"{url}/chat/completions", json=ASK, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -101,10 +108,11 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         with served(model, "--set", f"memory={store}") as (url, process, _):
             if not turn:
                 made = {"name": "notes", "dim": DIM, "metric": "l2", "fields": {"document": "str"}}
-                httpx.post(f"{url}/wdbx/collections", json=made).raise_for_status()
+                httpx.post(f"{url}/wdbx/collections", json=made, timeout=PATIENCE).raise_for_status()
                 known = {"ids": ["a", "b"], "vectors": [[9.0] * DIM, [8.0] * DIM]}
                 known["documents"] = ["the compiler is old", "a compiler warns"]
-                httpx.post(f"{url}/wdbx/collections/notes/upsert", json=known).raise_for_status()
+                upsert = f"{url}/wdbx/collections/notes/upsert"
+                httpx.post(upsert, json=known, timeout=PATIENCE).raise_for_status()
             answers.append(ask(url))
             if turn == KILLS:
                 break
@@ -113,9 +121,11 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
             for thread in threads:
                 thread.start()
             time.sleep(rng.uniform(0.2, 1.2))
+            enough = (turn + 1) * 2 * TOGETHER
+            until(lambda enough=enough: len(client.acknowledged) >= enough and client.beginning)  # type: ignore[misc]
             process.kill()
             for thread in threads:
-                thread.join(30)
+                thread.join(PATIENCE)
                 assert not thread.is_alive()
         check_store(shutil.copytree(store, tmp_path / f"copy-{turn}"), client)
     assert client.cut > 0 and len(client.acknowledged) > KILLS * TOGETHER

@@ -28,7 +28,7 @@ from abi_jax.model.provenance import Provenance, named
 from abi_jax.model.weight import describe, initialize
 from abi_jax.serve.config import ServeConfig
 from abi_jax.serve.reload import check_step
-from tests.serve.http.serving import ASKED, serving
+from tests.serve.http.serving import ASKED, PATIENCE, serving
 from tests.serve.process import served, write_tiny
 
 
@@ -52,7 +52,8 @@ def test_the_official_client_is_served_until_sigterm(model: Path, tmp_path: Path
     kept, memory = tmp_path / "personas.yaml", tmp_path / "memory.wdbx"
     options = ("--set", f"personas={kept}", "--set", f"memory={memory}")
     with served(model, *options) as (url, process, lines):
-        client: Any = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        client: Any = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE)
+        http = httpx.Client(base_url=url, timeout=PATIENCE)
         assert [each.id for each in client.models.list()] == ["abbey", "aviva", "base"]
         settings: dict[str, Any] = {"messages": ASKED, "seed": 1, "temperature": 1.0, "max_tokens": 12}
         answers = [client.chat.completions.create(model=name, **settings) for name in ("abbey", "base", "abbey")]
@@ -66,17 +67,17 @@ def test_the_official_client_is_served_until_sigterm(model: Path, tmp_path: Path
         assert all(value < 0 for value in asked.choices[0].logprobs.token_logprobs[1:])
         exact = client.chat.completions.create(model="abbey", **settings, extra_body={"regex": "[ab]{3}"})
         assert set(exact.choices[0].message.content) <= {"a", "b"} and exact.choices[0].finish_reason == "stop"
-        httpx.post(f"{url}/wdbx/collections", json={"name": "notes", "dim": 2}).raise_for_status()
+        http.post("/wdbx/collections", json={"name": "notes", "dim": 2}).raise_for_status()
         blend = {"name": "nova", "like": {"abbey": 0.5, "aviva": 0.5}}
-        httpx.post(f"{url}/abi/personas", json=blend).raise_for_status()
+        http.post("/abi/personas", json=blend).raise_for_status()
         assert client.chat.completions.create(model="nova", **settings).abi["lineage"]["memory"]["version"] == 1
         add_step(model, 1)
-        told = httpx.post(f"{url}/abi/reload", json={}, timeout=60).json()
+        told = http.post("/abi/reload", json={}).json()
         assert (told["previous"]["model"]["step"], told["lineage"]["model"]["step"]) == (0, 1)
         other = client.chat.completions.create(model="abbey", **settings)
         assert other.abi["lineage"]["model"]["step"] == 1 and other.choices[0].message.content != texts[0]
         assert client.chat.completions.create(model="nova", **settings).choices
-        back = httpx.post(f"{url}/abi/reload", json={"step": 0}, timeout=60)
+        back = http.post("/abi/reload", json={"step": 0})
         assert back.json()["lineage"]["model"]["step"] == 0
         again = client.chat.completions.create(model="abbey", **settings)
         assert again.choices[0].message.content == texts[0]
@@ -87,7 +88,8 @@ def test_the_official_client_is_served_until_sigterm(model: Path, tmp_path: Path
         process.send_signal(signal.SIGTERM)
         chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
-        assert process.wait(30) == 0
+        http.close()
+        assert process.wait(PATIENCE) == 0
         assert process.stdout is not None and json.loads(process.stdout.read())["model"] == str(model)
     told = [line["message"] for line in lines]
     assert told.index("serving") < told.index("draining") < told.index("drained")
@@ -126,7 +128,7 @@ def test_a_certificate_makes_it_https(tmp_path: Path) -> None:
     files = {"ssl_certfile": str(tmp_path / "cert.pem"), "ssl_keyfile": str(tmp_path / "key.pem")}
     with serving(uvicorn=files) as running:
         trust = ssl.create_default_context(cafile=tmp_path / "cert.pem")
-        answer = httpx.get(f"https://localhost:{running.port}/ready", verify=trust)
+        answer = httpx.get(f"https://localhost:{running.port}/ready", verify=trust, timeout=PATIENCE)
         assert answer.json()["ok"]
 
 
@@ -158,10 +160,10 @@ def test_two_processes_serve_as_one_and_end_together(model: Path) -> None:
     launcher = (sys.executable, str(script), "-n", "2", "--no-prefix", "--")
     mesh = ("--set", "mesh.data=1", "--set", "mesh.tensor=2")
     with served(model, *mesh, launcher=launcher) as (url, process, _):
-        client: Any = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        client: Any = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE)
         settings: Any = {"messages": ASKED, "max_tokens": 8, "temperature": 0}
         answers = [client.chat.completions.create(model=name, **settings) for name in ("abbey", "base", "abbey")]
         assert answers[0].choices[0].message.content == answers[2].choices[0].message.content
         assert all(answer.usage.completion_tokens > 0 for answer in answers)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
