@@ -41,13 +41,15 @@ def whole(status: int, body: Any) -> Script:
 
 @dataclass
 class Scripted:
-    """What arrived: bodies and headers of the requests; how many connections were made."""
+    """What arrived: bodies and headers of the requests; how many connections were made; how many requests were under
+    way at once, at most. expected: nobody is answered until so many are."""
 
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     connections: int = 0
     most: int = 0
+    expected: int = 0
     _open: int = 0
 
 
@@ -68,6 +70,8 @@ def scripted(answer: Callable[[str, dict[str, Any]], Script], closes: bool = Fal
                 told.bodies.append(body)
                 told._open += 1
                 told.most = max(told.most, told._open)
+                while told.most < told.expected:
+                    await asyncio.sleep(0.002)
                 for wait, data in answer(lines.split()[1], body):
                     await asyncio.sleep(wait)
                     writer.write(data)
@@ -90,4 +94,4 @@ def scripted(answer: Callable[[str, dict[str, Any]], Script], closes: bool = Fal
         yield told
     finally:
         loop.call_soon_threadsafe(ended.set)
-        thread.join(10)
+        thread.join(60)
