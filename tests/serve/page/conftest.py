@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,7 @@ import pytest
 from abi_jax import wdbx
 from abi_jax.persona import Sampling
 from abi_jax.serve.answered import Answered
-from abi_jax.serve.engine.fake import FakeEngine
-from tests.serve.http.serving import Running, script, serving, voices
+from tests.serve.http.serving import PATIENCE, PausingEngine, Running, script, serving, until, voices
 from tests.serve.http.test_store import encoder
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -19,6 +19,7 @@ SAID = "hello, world! She said: hello"
 LINK = "9f2c" * 16
 MEMORY = "The nightly build runs on the cluster called Juno."
 WIDE: Any = {"width": 1180, "height": 780}
+PROBES = Path(__file__).with_name("probes.js").read_text(encoding="utf-8")
 
 
 class Chained:
@@ -37,10 +38,10 @@ class Talker(Running):
     """A server whose engine says what it is given."""
 
     @property
-    def engine(self) -> FakeEngine:
+    def engine(self) -> PausingEngine:
         """The engine."""
         engine = self.service.worker.engine
-        assert isinstance(engine, FakeEngine)
+        assert isinstance(engine, PausingEngine)
         return engine
 
     @property
@@ -48,9 +49,15 @@ class Talker(Running):
         """The vector store, with one row in the collection `notes`."""
         return self.service.store
 
-    def says(self, text: str, step_seconds: float = 0.0) -> None:
-        """From now on."""
-        self.engine.script, self.engine.step_seconds = script(text), step_seconds
+    def says(self, text: str, step_seconds: float = 0.0, pause: int = 0) -> None:
+        """From now on. pause: after so many tokens of the next answer, until `goes_on`."""
+        engine = self.engine
+        engine.script, engine.step_seconds, engine.pause = script(text), step_seconds, pause + 2 if pause else 0
+
+    def goes_on(self, step_seconds: float = 0.0) -> None:
+        """After a pause, or without one."""
+        self.engine.pause, self.engine.step_seconds = 0, step_seconds
+        self.engine.hold.clear()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def chromium() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"the page is tested in a browser, and this machine has none of {', '.join(BROWSERS)}")
     with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path)
+        browser = driver.chromium.launch(executable_path=path, timeout=1e3 * PATIENCE)
         yield browser
         browser.close()
 
@@ -71,7 +78,7 @@ def _talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
     titles = {"abbey": "Abbey, the empathetic polymath", "aviva": "Aviva, the direct expert"}
     sampling = Sampling(temperature=0.0, max_tokens=600)
     personas = tuple(replace(p, title=titles[p.name], sampling=sampling) for p in voices().personas)
-    engine = FakeEngine(vocab_size=400, max_length=2048, pages=256)
+    engine = PausingEngine(vocab_size=400, max_length=2048, pages=256)
     speaking = replace(voices(), personas=personas)
     told: Any = {"lineage": Chained(), "name": "personas", "store_encoder": encoder}
     with wdbx.open(tmp_path_factory.mktemp("page") / "store.wdbx", encoder=encoder) as store:
@@ -81,16 +88,18 @@ def _talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
 
 
 @pytest.fixture
-def talker(_talker: Talker) -> Talker:
+def talker(_talker: Talker) -> Iterator[Talker]:
     """A server of two personas that says `SAID`."""
     _talker.says(SAID)
-    return _talker
+    yield _talker
+    _talker.goes_on()
+    until(lambda: not _talker.engine.works)
 
 
 @pytest.fixture(scope="module")
 def _tab(chromium: Any) -> Iterator[Any]:
     context = chromium.new_context(viewport=WIDE)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(1e3 * PATIENCE)
     yield context.new_page()
     context.close()
 
@@ -120,6 +129,11 @@ def page(_tab: Any, talker: Talker) -> Iterator[Any]:
     _tab.remove_listener("pageerror", failed)
     _tab.remove_listener("console", told)
     assert complaints == []
+
+
+def probe(page: Any, name: str) -> Any:
+    """What one of `probes.js` finds."""
+    return page.evaluate(f"({PROBES}).{name}()")
 
 
 def ask(page: Any, text: str = "Why does my build fail?") -> None:

@@ -1,22 +1,15 @@
 """The page for everybody: with a keyboard alone, a screen reader, a phone, either colour scheme, and less motion."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.serve.http.serving import until
-from tests.serve.page.conftest import WIDE, Talker, ask
+from tests.serve.page.conftest import WIDE, Talker, ask, probe
 
 PHONE: Any = {"width": 360, "height": 740}
 CONTROLS = {"button", "textbox", "combobox", "slider", "spinbutton", "link", "DisclosureTriangle", "region"}
-PROBES = Path(__file__).with_name("probes.js").read_text(encoding="utf-8")
-
-
-def probe(page: Any, name: str) -> Any:
-    """What one of `probes.js` finds."""
-    return page.evaluate(f"({PROBES}).{name}()")
 
 
 @pytest.fixture
@@ -121,7 +114,7 @@ def test_a_screen_reader_hears_an_answer_once(page: Any, talker: Talker) -> None
     talker.says(text, step_seconds=0.005)
     probe(page, "listen")
     ask(page)
-    assert page.evaluate("heard") == ["abbey is answering.", text]
+    assert [each for each in page.evaluate("heard") if each] == ["abbey is answering.", text]
     assert (
         page.locator(".said").evaluate("(one) => one.closest('[aria-live], [role=status], [role=alert], [role=log]')")
         is None
@@ -131,7 +124,7 @@ def test_a_screen_reader_hears_an_answer_once(page: Any, talker: Talker) -> None
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_less_motion(page: Any, talker: Talker, motion: str) -> None:
     page.emulate_media(reduced_motion=motion)
-    talker.says("hello " * 60, step_seconds=0.02)
+    talker.says("hello " * 60, pause=10)
     page.fill("#question", "Why?")
     page.press("#question", "Enter")
     page.locator("[aria-busy] .said:has-text('hello')").wait_for()

@@ -11,7 +11,7 @@ from abi_jax.serve.http.auth import Gate
 from abi_jax.serve.http.generation import Generation
 from abi_jax.serve.http.keys import Key, KeyRing, add_key
 from tests.serve.http.serving import script, serving, until
-from tests.serve.page.conftest import LINK, MEMORY, SAID, Talker, ask
+from tests.serve.page.conftest import LINK, MEMORY, SAID, Talker, ask, probe
 
 CHAT = "**/v1/chat/completions"
 LONG = "the quick brown fox jumps over the lazy dog; " * 12
@@ -29,11 +29,12 @@ def sent(page: Any, text: str = "Why?") -> Any:
 
 
 def test_an_answer_comes_in_pieces(page: Any, talker: Talker) -> None:
-    talker.says(LONG, step_seconds=0.01)
+    talker.says(LONG, pause=60)
     page.fill("#question", "Why?")
     page.press("#question", "Enter")
     page.locator("[aria-busy] .said:has-text('fox jumps')").wait_for()
     assert page.input_value("#question") == "" and page.locator("#send").inner_text() == "Stop"
+    talker.goes_on()
     page.wait_for_selector("article .tools")
     assert last(page).locator(".said").inner_text().strip() == LONG.strip()
     assert page.locator("[aria-busy]").count() == 0 and page.locator("#send").inner_text() == "Send"
@@ -131,14 +132,15 @@ def test_a_receipt_to_take_along(page: Any) -> None:
     page.check("#receipt")
     assert sent(page)["abi"] == {"receipt": True}
     last(page).locator("summary").click()
+    probe(page, "listen")
     last(page).get_by_role("button", name="Copy the receipt").click()
-    page.wait_for_selector("text=Copied")
+    until(lambda: "Copied." in page.evaluate("heard"))  # shown for two seconds, but heard
     assert json.loads(page.evaluate("navigator.clipboard.readText()"))["tokens"] == list(script(SAID))
 
 
 @pytest.mark.parametrize("by", ["button", "Escape", "new chat"])
 def test_stop_frees_the_slot(page: Any, talker: Talker, by: str) -> None:
-    talker.says(LONG * 3, step_seconds=0.02)
+    talker.says(LONG * 3, pause=30)
     page.fill("#question", "Why?")
     page.press("#question", "Enter")
     page.locator("[aria-busy] .said:has-text('the quick brown')").wait_for()
@@ -147,7 +149,9 @@ def test_stop_frees_the_slot(page: Any, talker: Talker, by: str) -> None:
         page.keyboard.press("Escape")
     else:
         page.click("#send" if by == "button" else "#new")
-    until(lambda: not talker.engine.works, 5)
+    until(lambda: talker.service.running == 0)
+    talker.goes_on(step_seconds=0.2)  # what is not given up takes two minutes more
+    until(lambda: not talker.engine.works)
     talker.says(SAID)
     if by == "new chat":
         ask(page)
@@ -181,8 +185,9 @@ def test_copy(page: Any, talker: Talker, allowed: bool) -> None:
         page.evaluate("void (navigator.clipboard.writeText = () => Promise.reject())")
     talker.says("so:\n```sh\nmake  test\n```\nthen")
     ask(page)
+    probe(page, "listen")
     last(page).get_by_role("button", name="Copy").click()
-    page.wait_for_selector("text=Copied")
+    until(lambda: "Copied." in page.evaluate("heard"))
     assert page.evaluate("navigator.clipboard.readText()") == "so:\n```sh\nmake  test\n```\nthen"
     assert last(page).locator("pre").inner_text() == "make  test"
 
