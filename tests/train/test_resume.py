@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,24 @@ from abi_jax.model.verify import verify
 from abi_jax.train.config import TrainConfig
 from abi_jax.train.loop import train
 from tests.train.tiny import MESHES, MODEL, STEPS, config, equal, interrupted, listing, signalled, single
+
+
+# Killed in its 6th step, as soon as there is a checkpoint: they are written while it goes on.
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from abi_jax.cli import main
+from abi_jax.model.directory import ModelDirectory
+from tests.train.tiny import counting
+
+def kill():
+    while not ModelDirectory(Path(sys.argv[1])).steps():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with counting(5, kill):
+    main(["train", sys.argv[2], "--set", "checkpoint_every=2"])
+"""
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -251,13 +268,10 @@ def test_sigterm_saves_the_step_it_comes_in_and_the_run_goes_on(whole: Path, tmp
 def test_a_killed_process_loses_no_more_than_the_steps_since_its_checkpoint(whole: Path, tmp_path: Path) -> None:
     out, file = tmp_path / "run", tmp_path / "train.yaml"
     file.write_text(dump_yaml(backbone(out, steps=STEPS)))
-    command = [sys.executable, "-m", "abi_jax.cli", "train", str(file), "--set", "checkpoint_every=2"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 300
-        while not ModelDirectory(out).steps() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    command = [sys.executable, "-c", KILLED, str(out), str(file)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     saved = ModelDirectory(out).latest_step()
-    assert saved is not None and saved < STEPS
+    assert saved is not None and 2 <= saved < 6
     train(backbone(out), progress=False)
     assert losses(out) == losses(whole)
