@@ -20,7 +20,6 @@ from abi_jax.train.config import TrainConfig
 from abi_jax.train.loop import train
 from tests.train.tiny import MESHES, MODEL, STEPS, config, equal, interrupted, listing, signalled, single
 
-
 # Killed in its 6th step, as soon as there is a checkpoint: they are written while it goes on.
 KILLED = """
 import os, signal, sys, time
