@@ -34,9 +34,12 @@ class Shares:
         """Says that this process has none to hand in, so that nobody waits for it."""
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            marker = self._folder / f"{jax.process_index()}.failed"
-            marker.touch()  # needs no room for content, where the disk is full
-            marker.write_text(reason, encoding="utf-8")
+            told = self._folder / f"{jax.process_index()}.reason"
+            told.touch()  # needs no room for content, where the disk is full
+            try:
+                told.write_text(reason, encoding="utf-8")
+            finally:
+                told.replace(told.with_suffix(".failed"))  # who waits for it reads it as soon as it is there
 
     def get(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields each process's, one at a time. Raises `InputError` that names one that failed or did not come."""

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,9 +39,18 @@ def test_shares_come_one_at_a_time_and_are_removed(tmp_path: Path, become: pytes
 
 
 def test_a_process_that_failed_is_named_with_its_reason(tmp_path: Path, become: pytest.MonkeyPatch) -> None:
+    """Whoever finds that it failed finds why, at any moment."""
+    write, early = Path.write_text, list[Path]()
+
+    def watched(path: Path, *args: Any, **names: Any) -> int:
+        early.extend(tmp_path.glob("*.failed"))
+        return write(path, *args, **names)
+
     hand_in(tmp_path, become, 0, 1)
     become.setattr("jax.process_index", lambda: 2)
+    become.setattr(Path, "write_text", watched)
     Shares(tmp_path).fail("No space left on device")
+    assert early == []
     with pytest.raises(InputError, match="process 2 could not hand in its digests: No space left on device"):
         list(Shares(tmp_path).get())
 
