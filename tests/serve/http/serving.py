@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "Why does my build fa
 # An answer of so many tokens of such an engine takes hours: it ends when a test ends it, however slow the machine is.
 LASTING: dict[str, Any] = {"vocab_size": 400, "step_seconds": 0.01, "max_length": 10**6, "pages": 10**6}
 ENDLESS = 900_000
+CERTIFICATES = ssl.create_default_context()  # no client here uses them, and each would read them anew
 PATIENCE = 60.0  # seconds for anything to happen, so that a test that hangs ends
 
 
@@ -95,11 +97,12 @@ class Running:
     def __init__(self, service: Service, port: int, server: DrainingServer) -> None:
         self.service, self.port, self.server = service, port, server
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, verify=CERTIFICATES)
 
     def openai(self, key: str = "none", **settings: Any) -> Any:
         """The official client."""
-        settings = {"max_retries": 0, "timeout": PATIENCE} | settings
+        http = openai.DefaultHttpxClient(verify=CERTIFICATES)
+        settings = {"max_retries": 0, "timeout": PATIENCE, "http_client": http} | settings
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **settings)
 
 
