@@ -32,6 +32,7 @@ from numba import njit
 from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
 from abi_jax.wdbx.search.kernels.multiply import multiply
 from abi_jax.wdbx.search.kernels.shuffle import LANES, block_sums
+from abi_jax.wdbx.search.kernels.simd import PICKED, floor_of
 
 assert LANES == {"ssse3": 1, "avx2": 2, "other": 0}.get(sys.argv[-1], LANES)
 
@@ -43,7 +44,18 @@ def sums(codes, block, tables, query, least, out):
 def products(codes, rows, first, last, queries, order, query, count, out):
     multiply(codes, rows, first, last, queries, order, query, count, out)
 
+@njit
+def floor(scores, count, wanted):
+    return floor_of(scores.ctypes, count, wanted)
+
 rng = np.random.default_rng(0)
+for count in (32, 33, 63, 64, 100, 512):
+    for values in (rng.normal(size=512), -rng.random(512), rng.integers(-2, 2, 512), np.zeros(512)):
+        scores = values.astype(np.float32)
+        best = scores[: count // PICKED * PICKED].reshape(-1, PICKED).max(axis=0)
+        for wanted in (1, 2, 10, 31, 32):
+            assert floor(scores, count, wanted) == np.sort(best)[-wanted], (count, wanted)
+
 for dim in (32, 96):
     codes = rng.integers(-128, 128, (200, dim)).astype(np.int8)
     queries = rng.integers(-3000, 3000, (7, dim)).astype(np.int16)

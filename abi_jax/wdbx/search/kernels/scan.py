@@ -7,7 +7,7 @@ from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.heap import push, sift_down
 from abi_jax.wdbx.search.kernels.lists import arrange
 from abi_jax.wdbx.search.kernels.multiply import multiply
-from abi_jax.wdbx.search.kernels.simd import BITS, first_bit, reaching
+from abi_jax.wdbx.search.kernels.simd import BITS, PICKED, first_bit, floor_of, reaching
 
 CAREFUL = np.float32(2.0**-22)  # of a floor less what it is off by: more than rounding takes from it
 FLOAT = {"error_model": "numpy", "fastmath": {"nnan", "nsz"}}
@@ -160,6 +160,10 @@ def _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, produc
     else:
         for i in range(count):
             scores[i] = np.float32(products[lane, i]) * (of.scale[begin + i] * step) + of.offset[begin + i]
+    top_k = kept.heaps.shape[1]
+    # without a floor nearly all of the first rows would be kept, each by a branch that nothing foretells
+    if floors[query] == -np.inf and top_k <= PICKED and count >= 2 * PICKED and allowed.size == 0:
+        floors[query] = max(floors[query], floor_of(scores.ctypes, np.int64(count), top_k) - margin)
     least = floors[query] - margin
     least -= abs(least) * CAREFUL
     for first in range(0, stop - at, BITS):

@@ -25,6 +25,7 @@ HAS_DOT = HAS_WIDE and bool(FEATURES.get("avx512vnni"))
 WIDTH = 32 if HAS_WIDE else 16  # int8 that are loaded at once: rows are padded to a multiple of it
 ROWS = 4  # that are multiplied together
 BITS = 64  # scores that are compared at once
+PICKED = 32  # lanes whose best scores are compared with each other
 LANES = 4 if HAS_WIDE else 2  # queries that are multiplied together: what there are registers for
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 SUMS = ir.VectorType(I32, WIDTH // 2)
@@ -197,6 +198,51 @@ def reaching(context: Any, scores: Any, at: Any, floor: Any) -> Any:
         return builder.bitcast(builder.fcmp_ordered(">=", loaded, every), I64)
 
     return types.int64(types.CPointer(types.float32), types.intp, types.float32), generate
+
+
+@intrinsic
+def floor_of(context: Any, scores: Any, count: Any, wanted: Any) -> Any:
+    """A number that `wanted` of the first `count` float32 of `scores` reach, each of another of 32 lanes.
+
+    Of the best of every lane, it is that many from the top: near to the true one, and found without a branch that
+    nothing foretells. count: 32 or more, of which what is behind a multiple of 32 is not looked at. wanted: up to 32.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base, rows, least = arguments
+        lanes, whole = ir.VectorType(ir.FloatType(), PICKED), ir.Constant(I64, PICKED)
+
+        def loaded(at: Any) -> Any:
+            made = builder.load(vector(builder, base, at, lanes))
+            made.align = 4
+            return made
+
+        first = loaded(ir.Constant(I64, 0))
+        entry, loop, done = builder.block, builder.append_basic_block("lanes"), builder.append_basic_block("picked")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        at, best = builder.phi(I64), builder.phi(lanes)
+        one_more = loaded(at)
+        greater = builder.select(builder.fcmp_ordered(">", one_more, best), one_more, best)
+        following = builder.add(at, whole)
+        at.add_incoming(ir.Constant(I64, 0), entry)
+        at.add_incoming(following, loop)
+        best.add_incoming(first, entry)
+        best.add_incoming(greater, loop)
+        builder.cbranch(builder.icmp_signed("<=", builder.add(following, whole), rows), loop, done)
+        builder.position_at_end(done)
+        floor = ir.Constant(ir.FloatType(), float("-inf"))
+        ones = ir.FunctionType(I32, [I32])
+        for i in range(PICKED):
+            lane = builder.extract_element(greater, ir.Constant(I32, i))
+            every = shuffled(builder, greater, greater, [i] * PICKED)
+            bits = builder.bitcast(builder.fcmp_ordered(">=", greater, every), I32)
+            reached = builder.sext(builder.call(function(builder.module, ones, "llvm.ctpop.i32"), [bits]), I64)
+            chosen = builder.and_(builder.icmp_signed(">=", reached, least), builder.fcmp_ordered(">", lane, floor))
+            floor = builder.select(chosen, lane, floor)
+        return floor
+
+    return types.float32(types.CPointer(types.float32), types.intp, types.intp), generate
 
 
 @intrinsic
