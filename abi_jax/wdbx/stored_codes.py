@@ -14,7 +14,7 @@ from abi_jax.wdbx.spec import CollectionSpec
 if TYPE_CHECKING:
     from abi_jax.wdbx.search.codes import Codes
 
-PREFIX = "codes4_"  # another number wherever what search makes of codes has changed: others are not looked at
+PREFIX = "codes3_"  # another number wherever what search makes of codes has changed: others are not looked at
 WORTH_STORING = 4096  # rows
 FIELDS = ("codes", "scale", "offset", "error")
 

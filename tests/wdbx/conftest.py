@@ -22,4 +22,5 @@ def _finished() -> Iterator[None]:
     yield
     for each in threading.enumerate():
         if each.name == "wdbx-index":
-            each.join()
+            each.join(100)
+            assert not each.is_alive(), f"{each.name} does not end"

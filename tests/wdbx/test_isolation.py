@@ -111,7 +111,7 @@ def test_readers_see_whole_versions(store: Database) -> None:
     store.close()
     here, there = START.Pipe()
     looked = START.Semaphore(0)
-    writer = START.Process(target=write_whole_versions, args=(root, versions, there, looked))
+    writer = START.Process(target=write_whole_versions, args=(root, versions, there, looked), daemon=True)
     writer.start()
     seen: list[float] = []
     last, looks, done = 0, 0, False

@@ -102,7 +102,7 @@ class Running:
     def openai(self, key: str = "none", **settings: Any) -> Any:
         """The official client."""
         http = openai.DefaultHttpxClient(verify=CERTIFICATES)
-        settings = {"max_retries": 0, "timeout": PATIENCE, "http_client": http} | settings
+        settings = {"max_retries": 0, "timeout": PATIENCE, "http_client": http, **settings}
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **settings)
 
 

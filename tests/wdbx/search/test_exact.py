@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abi_jax import wdbx
-from abi_jax.wdbx.search import engine
+from abi_jax.wdbx.search import engine, host, steps
 from abi_jax.wdbx.search.codes import CodesMaker
 from abi_jax.wdbx.search.exact import best_first, exact_scores
 from abi_jax.wdbx.search.flat import row_norms
@@ -76,6 +76,61 @@ def test_as_numpy(
                 best = np.lexsort((np.arange(ROWS), keys))[:TOP_K]
                 assert [hit.id for hit in found] == best.tolist()
                 np.testing.assert_allclose([hit.score for hit in found], scores[best], rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("deleted", [[], [3, 4000]], ids=["whole", "deleted"])
+@pytest.mark.parametrize("way", ["in one call", "step by step"])
+def test_first_floors_hide_no_rows(
+    metric: str,
+    deleted: list[int],
+    way: str,
+    data: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Floors come from lanes up to 32 rows asked for; some rows are long, so that their tiles are coded coarsely."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    if way == "step by step":
+        monkeypatch.setattr(host, "one_call", lambda *_: None)
+        monkeypatch.setattr(steps, "SHARE", 1)
+        monkeypatch.setattr(host, "workers", lambda: 3)
+    vectors, queries = (each.astype(np.float32) for each in data)
+    vectors[::450] *= 30
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", DIM, metric, ids="int")
+        for first, last in ((0, 5000), (5000, ROWS - 40), (ROWS - 40, ROWS)):
+            c.upsert(np.arange(first, last), vectors[first:last])
+            if last < ROWS:
+                db.seal()
+        c.delete(deleted)
+        view = c.view()
+        for top_k in (1, 7, 32, 33):
+            for query, found in zip(queries, view.search(queries, top_k), strict=True):
+                scores = naive(metric, query, vectors)
+                keys = (scores if metric == "l2" else -scores).astype(np.float32)
+                keys[deleted] = np.inf
+                best = np.lexsort((np.arange(ROWS), keys))[:top_k]
+                assert [hit.id for hit in found] == best.tolist(), top_k
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_what_codes_take_for_less_than_it_is_is_found(metric: str, tmp_path: Path) -> None:
+    """All small numbers of the best rows are rounded down, to 0, most of the others' up: by codes these are best."""
+    rng = np.random.default_rng(3)
+    rows, dim, top_k = 3000, 21, 5
+    small = rng.permuted(np.tile([0.0041] * 15 + [-0.0038] * 5, (rows, 1)), axis=1) + rng.uniform(0, 1e-5, (rows, 20))
+    best = np.sort(rng.permutation(rows)[:top_k])
+    small[best] = 0.0038
+    vectors = np.concatenate([np.ones((rows, 1)), small], axis=1).astype(np.float32)
+    query = np.array([0] + [1] * 20, np.float32)
+    with wdbx.open(tmp_path / "store") as db:
+        c = db.create_collection("c", dim, metric, ids="int")
+        c.import_({"id": np.arange(rows), "vector": vectors})
+        assert [hit.id for hit in c.query(query, top_k)] == best.tolist()
+        assert [[hit.id for hit in each] for each in c.view().search(np.tile(query, (20, 1)), top_k)] == [
+            best.tolist()
+        ] * 20
 
 
 def test_more_asked_for_than_there_are(tmp_path: Path) -> None:

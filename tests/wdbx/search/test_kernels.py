@@ -29,7 +29,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from numba import njit
-from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE, GROUP
 from abi_jax.wdbx.search.kernels.multiply import multiply
 from abi_jax.wdbx.search.kernels.shuffle import LANES, block_sums
 from abi_jax.wdbx.search.kernels.simd import PICKED, floor_of
@@ -45,16 +45,17 @@ def products(codes, rows, first, last, queries, order, query, count, out):
     multiply(codes, rows, first, last, queries, order, query, count, out)
 
 @njit
-def floor(scores, count, wanted):
-    return floor_of(scores.ctypes, count, wanted)
+def floor(scores, at, count, wanted):
+    return floor_of(scores.ctypes, at, count, wanted)
 
 rng = np.random.default_rng(0)
 for count in (32, 33, 63, 64, 100, 512):
     for values in (rng.normal(size=512), -rng.random(512), rng.integers(-2, 2, 512), np.zeros(512)):
         scores = values.astype(np.float32)
-        best = scores[: count // PICKED * PICKED].reshape(-1, PICKED).max(axis=0)
-        for wanted in (1, 2, 10, 31, 32):
-            assert floor(scores, count, wanted) == np.sort(best)[-wanted], (count, wanted)
+        for at in (0, 512 - count):
+            best = scores[at : at + count // PICKED * PICKED].reshape(-1, PICKED).max(axis=0)
+            for wanted in (1, 2, 10, 31, 32):
+                assert floor(scores, at, count, wanted) == np.sort(best)[-wanted], (at, count, wanted)
 
 for dim in (32, 96):
     codes = rng.integers(-128, 128, (200, dim)).astype(np.int8)
@@ -63,7 +64,7 @@ for dim in (32, 96):
     for count in (1, 2, 3, 4):
         for rows in (np.zeros(0, np.int32), rng.permutation(200).astype(np.int32)):
             for first, last in ((0, 128), (128, 199), (5, 6), (7, 18)):
-                out = np.zeros((GROUP, TILE), np.int32)
+                out = np.zeros((GROUP, AT_ONCE), np.int32)
                 products(codes, rows, first, last, queries, order, 2, count, out)
                 some = codes[rows[first:last]] if len(rows) else codes[first:last]
                 expected = queries[order[2 : 2 + count]].astype(np.int64) @ some.astype(np.int64).T

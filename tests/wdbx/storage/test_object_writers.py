@@ -34,7 +34,8 @@ def abandon(db: Database) -> None:
     kept, keeper = db._lock or db._pin, db.storage._keeper  # type: ignore[attr-defined]
     thread = keeper._thread
     keeper.let_go(kept)
-    thread.join()
+    thread.join(100)
+    assert not thread.is_alive()
 
 
 TERM = 0.15

@@ -6,7 +6,7 @@ It codes queries, chooses lists, scans, and decides, as `search.host` does step 
 import numpy as np
 
 from abi_jax.wdbx.search.flat import SMALL
-from abi_jax.wdbx.search.kernels.arrays import GROUP, ROOM, TILE, Kept, QueryArrays
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE, GROUP, ROOM, Kept, QueryArrays
 from abi_jax.wdbx.search.kernels.choose import NO_LIST, choose
 from abi_jax.wdbx.search.kernels.coding import code_queries
 from abi_jax.wdbx.search.kernels.compile import kernel, part
@@ -88,8 +88,8 @@ def answer(  # type: ignore[no-untyped-def]
             return OTHERWISE
     room = max(ROOM, 4 * top_k + table[:, WANTED].sum()) // 2
     floors, slack = np.full(count, -np.inf, np.float32), np.empty(count, np.float32)
-    order, products = np.arange(count), np.empty((GROUP, TILE), np.int32)
-    scratch = (floors, slack, order, products, np.empty(TILE, np.float32))
+    order, products = np.arange(count), np.empty((GROUP, AT_ONCE), np.int32)
+    scratch = (floors, slack, order, products, np.empty(2 * AT_ONCE, np.float32))
     full = True
     while full:
         room *= 2

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-TILE = 512  # rows whose error is bounded together, and that are multiplied before they are looked at
+TILE = 128  # rows whose error is bounded together
+AT_ONCE = 4 * TILE  # rows that are multiplied before they are looked at
 GROUP = 4  # queries that are multiplied together
 OVERFLOW = -1
 ROOM = 512  # rows that are kept for a query to begin with, and four times `top_k`

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE, GROUP
 from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.lists import score_lists
 
@@ -36,7 +36,7 @@ def choose(  # type: ignore[no-untyped-def]
     their rows may be found; mean: of all rows, the share. neighbours, expected, middles: of `Expected`.
     """
     lists = scale.size
-    products = np.empty((GROUP, TILE), np.int32)
+    products = np.empty((GROUP, AT_ONCE), np.int32)
     scores = np.empty((GROUP, lists), np.float32)
     heap, sums = np.empty(lists, np.int32), np.empty((3, neighbours.size))
     order = np.arange(last)

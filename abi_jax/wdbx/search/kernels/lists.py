@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels.arrays import GROUP, TILE
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE, GROUP
 from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.heap import push, sift_down, sort_down
 from abi_jax.wdbx.search.kernels.multiply import multiply
@@ -17,7 +17,7 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
     centroids: int8 `[L, D]` and their scale, float32 `[L]`; `penalty` is taken off. queries: int16 `[B, D]`.
     """
     lists, nearest = scale.size, chosen.shape[1]
-    products = np.empty((GROUP, TILE), np.int32)
+    products = np.empty((GROUP, AT_ONCE), np.int32)
     scores = np.empty((GROUP, lists), np.float32)
     heap = np.empty(nearest, np.float32)
     order = np.arange(last)
@@ -48,8 +48,8 @@ def nearest_lists(centroids, scale, penalty, queries, steps, first, last, chosen
 @part(**FLOAT)
 def score_lists(centroids, scale, penalty, queries, steps, order, group, count, products, scores):  # type: ignore[no-untyped-def]
     """Scores of all lists for `count` queries of `order` from `group` on, float32 `[GROUP, L]`; see `nearest_lists`."""
-    for at in range(0, scale.size, TILE):
-        width = min(TILE, scale.size - at)
+    for at in range(0, scale.size, AT_ONCE):
+        width = min(AT_ONCE, scale.size - at)
         multiply(centroids, order[:0], at, at + width, queries, order, group, count, products)
         for lane in range(count):
             step = steps[group + lane]
@@ -116,12 +116,12 @@ def assign(codes, scale, first, last, centroids, steps, penalty, lists, scores):
 
     codes, scale: of rows. centroids: int16 `[L, D]`, whose unit is `steps`; `penalty`, float32 `[L]`, is taken off.
     """
-    products = np.empty((GROUP, TILE), np.int32)
+    products = np.empty((GROUP, AT_ONCE), np.int32)
     rows = np.empty(0, np.int32)
     order = np.arange(steps.size)
-    best, chosen = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
-    for at in range(first, last, TILE):
-        width = min(TILE, last - at)
+    best, chosen = np.empty(AT_ONCE, np.float32), np.empty(AT_ONCE, np.int32)
+    for at in range(first, last, AT_ONCE):
+        width = min(AT_ONCE, last - at)
         for i in range(width):
             best[i] = -np.inf
         for group in range(0, steps.size, GROUP):

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels.arrays import TILE
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE
 from abi_jax.wdbx.search.kernels.compile import part
 from abi_jax.wdbx.search.kernels.simd import dots_1, dots_2, dots_4
 
 
 @part()
 def multiply(codes, rows, first, last, queries, order, query, count, products):  # type: ignore[no-untyped-def]
-    """Products of rows `first` to `last` (of `rows`, where it has any) with `count` queries, int32 `[count, TILE]`.
+    """Products of rows `first` to `last` (of `rows`, where it has any) with `count` queries, int32 `[count, AT_ONCE]`.
 
     The queries are those of `order` from `query` on.
     """
@@ -27,8 +27,8 @@ def multiply(codes, rows, first, last, queries, order, query, count, products): 
             four = (np.int64(rows[r]), np.int64(rows[b]), np.int64(rows[c]), np.int64(rows[d]))
         at = np.int64(r - first)
         if count == 1:
-            dots_1(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, TILE)
+            dots_1(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, AT_ONCE)
         elif count == 2:
-            dots_2(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, TILE)
+            dots_2(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, AT_ONCE)
         else:
-            dots_4(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, TILE)
+            dots_4(codes.ctypes, four, queries.ctypes, which, dim, products.ctypes, at, AT_ONCE)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from abi_jax.wdbx.search.kernels.arrays import GROUP, OVERFLOW, ROUNDING, TILE, CodeArrays, Kept, QueryArrays
+from abi_jax.wdbx.search.kernels.arrays import AT_ONCE, GROUP, OVERFLOW, ROUNDING, TILE, CodeArrays, Kept, QueryArrays
 from abi_jax.wdbx.search.kernels.compile import kernel, part
 from abi_jax.wdbx.search.kernels.heap import push, sift_down
 from abi_jax.wdbx.search.kernels.lists import arrange
@@ -49,17 +49,18 @@ def scan_tiles(  # type: ignore[no-untyped-def]
     kept = Kept(heaps, sizes, found, upper, numbers)
     slack = np.empty(steps.size, np.float32)
     slack_of(longest, offset.size != 0, asked, slack)
-    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
+    products, scores = np.empty((GROUP, AT_ONCE), np.int32), np.empty(2 * AT_ONCE, np.float32)
     order = np.arange(steps.size)
     return look_in_tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores)
 
 
 @part(**FLOAT)
 def look_in_tiles(of, base, allowed, rows, first, last, asked, slack, floors, kept, order, products, scores):  # type: ignore[no-untyped-def]
-    """What `scan_tiles` does. order: int64 `[B]`, the numbers of queries. products, scores: room for those of one."""
+    """What `scan_tiles` does. order: int64 `[B]`, the numbers of queries. products, scores: room for those of a block,
+    scores twice."""
     at = first
     while at < last:
-        stop = min(last, (at // TILE + 1) * TILE)
+        stop = min(last, (at // AT_ONCE + 1) * AT_ONCE)
         for group in range(0, order.size, GROUP):
             count = min(GROUP, order.size - group)
             multiply(of.codes, rows, at, stop, asked.codes, order, group, count, products)
@@ -113,7 +114,7 @@ def scan_lists(  # type: ignore[no-untyped-def]
     slack = np.empty(steps.size, np.float32)
     slack_of(longest, offset.size != 0, asked, slack)
     lists, begins, counts, order = arrange(chosen[first:last], first, ends.size - 1)
-    products, scores = np.empty((GROUP, TILE), np.int32), np.empty(TILE, np.float32)
+    products, scores = np.empty((GROUP, AT_ONCE), np.int32), np.empty(2 * AT_ONCE, np.float32)
     return look_in_lists(
         of, base, allowed, ends, lists, begins, counts, asked, slack, floors, kept, order, products, scores
     )
@@ -125,7 +126,7 @@ def look_in_lists(of, base, allowed, ends, lists, begins, counts, asked, slack, 
     for number in range(lists.size):
         at, end = ends[lists[number]], ends[lists[number] + 1]
         while at < end:
-            stop = min(end, (at // TILE + 1) * TILE)
+            stop = min(end, (at // AT_ONCE + 1) * AT_ONCE)
             multiply(of.codes, order[:0], at, stop, asked.codes, order, begins[number], counts[number], products)
             for lane in range(counts[number]):
                 query = order[begins[number] + lane]
@@ -147,12 +148,11 @@ def slack_of(longest, squared, asked, made):  # type: ignore[no-untyped-def]
 
 @part(**FLOAT)
 def _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, products, lane, scores):  # type: ignore[no-untyped-def]
-    """Keeps rows `at` to `stop`, which are of one tile, that reach the floor; whether there is no room.
+    """Keeps rows `at` to `stop`, which are of one block, that reach the floor; whether there is no room.
 
     products: of which those of `query` are in row `lane`.
     """
     step = asked.steps[query]
-    margin = asked.lengths[query] * of.error[at // TILE] + slack[query]
     begin, count = np.uint64(at), np.uint64(stop - at)  # what may be negative is not looked at many at once
     if of.offset.size == 0:
         for i in range(count):
@@ -160,25 +160,55 @@ def _look(of, base, allowed, at, stop, asked, slack, floors, kept, query, produc
     else:
         for i in range(count):
             scores[i] = np.float32(products[lane, i]) * (of.scale[begin + i] * step) + of.offset[begin + i]
-    top_k = kept.heaps.shape[1]
-    # without a floor nearly all of the first rows would be kept, each by a branch that nothing foretells
-    if floors[query] == -np.inf and top_k <= PICKED and count >= 2 * PICKED and allowed.size == 0:
-        floors[query] = max(floors[query], floor_of(scores.ctypes, np.int64(count), top_k) - margin)
-    least = floors[query] - margin
-    least -= abs(least) * CAREFUL
-    for first in range(0, stop - at, BITS):
-        bits = reaching(scores.ctypes, np.int64(first), np.float32(least))
-        if first + BITS > stop - at:
-            bits &= (1 << (stop - at - first)) - 1
-        while bits != 0:
-            i = first + first_bit(bits)
-            bits &= bits - 1
-            value = scores[i]
-            if value + margin >= floors[query]:
-                row = np.int64(of.names[at + i]) if of.names.size != 0 else at + i
-                if (allowed.size == 0 or allowed[row]) and _keep(kept, floors, query, base + row, value, margin):
-                    return True
+    length, left, top_k = asked.lengths[query], slack[query], kept.heaps.shape[1]
+    if floors[query] == -np.inf and top_k <= PICKED and count >= 2 * PICKED:
+        _begin(of, allowed, at, stop, length, left, floors, query, top_k, scores)
+    first = np.int64(0)
+    while at + first < stop:
+        tile = (at + first) // TILE
+        end = min(stop, (tile + 1) * TILE) - at
+        margin = length * of.error[tile] + left
+        least = floors[query] - margin
+        least -= abs(least) * CAREFUL
+        while first < end:
+            bits = reaching(scores.ctypes, first, np.float32(least))
+            if first + BITS > end:
+                bits &= (1 << (end - first)) - 1
+            while bits != 0:
+                i = first + first_bit(bits)
+                bits &= bits - 1
+                value = scores[i]
+                if value + margin >= floors[query]:
+                    row = np.int64(of.names[at + i]) if of.names.size != 0 else at + i
+                    if (allowed.size == 0 or allowed[row]) and _keep(kept, floors, query, base + row, value, margin):
+                        return True
+            first += BITS
+        first = end
     return False
+
+
+@part(**FLOAT)
+def _begin(of, allowed, at, stop, length, left, floors, query, top_k, scores):  # type: ignore[no-untyped-def]
+    """Gives a query its first floor, if `top_k` of the rows `at` to `stop` give it one; their scores are there.
+
+    Without it nearly all of these rows would be kept, each by a branch that nothing foretells.
+    """
+    first = at
+    while first < stop:
+        tile = first // TILE
+        end = min(stop, (tile + 1) * TILE)
+        margin = length * of.error[tile] + left
+        for i in range(np.uint64(first - at), np.uint64(end - at)):
+            scores[AT_ONCE + i] = scores[i] - margin
+        first = end
+    if allowed.size != 0:
+        for i in range(stop - at):
+            row = np.int64(of.names[at + i]) if of.names.size != 0 else at + i
+            if not allowed[row]:
+                scores[AT_ONCE + i] = -np.inf
+    found = floor_of(scores.ctypes, AT_ONCE, stop - at, top_k)
+    if found > floors[query] and found < np.inf:
+        floors[query] = found
 
 
 @part(**FLOAT)

@@ -201,19 +201,19 @@ def reaching(context: Any, scores: Any, at: Any, floor: Any) -> Any:
 
 
 @intrinsic
-def floor_of(context: Any, scores: Any, count: Any, wanted: Any) -> Any:
-    """A number that `wanted` of the first `count` float32 of `scores` reach, each of another of 32 lanes.
+def floor_of(context: Any, scores: Any, at: Any, count: Any, wanted: Any) -> Any:
+    """A number that `wanted` of `count` float32, from `scores[at]` on, reach, each of another of 32 lanes.
 
     Of the best of every lane, it is that many from the top: near to the true one, and found without a branch that
     nothing foretells. count: 32 or more, of which what is behind a multiple of 32 is not looked at. wanted: up to 32.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        base, rows, least = arguments
+        base, begin, rows, least = arguments
         lanes, whole = ir.VectorType(ir.FloatType(), PICKED), ir.Constant(I64, PICKED)
 
         def loaded(at: Any) -> Any:
-            made = builder.load(vector(builder, base, at, lanes))
+            made = builder.load(vector(builder, base, builder.add(begin, at), lanes))
             made.align = 4
             return made
 
@@ -242,7 +242,7 @@ def floor_of(context: Any, scores: Any, count: Any, wanted: Any) -> Any:
             floor = builder.select(chosen, lane, floor)
         return floor
 
-    return types.float32(types.CPointer(types.float32), types.intp, types.intp), generate
+    return types.float32(types.CPointer(types.float32), types.intp, types.intp, types.intp), generate
 
 
 @intrinsic
