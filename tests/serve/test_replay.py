@@ -246,6 +246,14 @@ def test_another_model_is_named(server: Server, one: Any, trained: Path, tmp_pat
     assert found.tokens is None and "is not kept any more" in found.wrong[0]
 
 
+def test_a_bank_of_another_size_is_named(server: Server, one: Any) -> None:
+    receipt = read(one, "receipt")
+    w = receipt.request["w"]
+    found = replayed(server, {**one, "request": {**receipt.request, "w": [*w, 0.0]}})
+    expected = f"the request cannot be done: a mixture of {len(w) + 1} weights; expected {len(w)}"
+    assert found.tokens is None and expected in found.wrong[-1]
+
+
 def test_an_answer_of_a_user_with_an_adaptation_needs_it_as_it_was(server: Server, tmp_path: Path) -> None:
     config = server.directory.config
     users = UserFolder(tmp_path, config)
@@ -292,6 +300,7 @@ def test_a_receipt_of_another_version_or_shape_is_refused(one: Any) -> None:
 def test_the_command(
     server: Server, one: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where no model is
     path = tmp_path / "receipt.json"
     path.write_text(json.dumps({"id": "chatcmpl-1", "abi": {"receipts": [one]}}))
     model = ["--model", str(server.directory.path)]
@@ -305,7 +314,6 @@ def test_the_command(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "personas").symlink_to(server.directory.path)
     path.write_text(json.dumps(one))
-    monkeypatch.chdir(tmp_path)
     assert main(["replay", str(path)]) == 0
     path.write_text("{")
     assert main(["replay", str(path)]) == 2

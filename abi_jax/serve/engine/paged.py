@@ -134,6 +134,10 @@ class PagedEngine:
     def check(self, job: Job) -> None:
         """Raises `InputError` for a job of wrong sizes."""
         check_sizes(job, self.max_length, self.vocab_size)
+        mixture, persona = job.prompt.mixture, self.config.persona
+        if mixture is not None and persona is not None and len(mixture) != persona.capacity:
+            rows = f"{persona.capacity}, one for each row of the persona bank"
+            raise InputError(f"a mixture of {len(mixture)} weights; expected {rows}")
 
     def begin(self, job: Job) -> PagedWork | NoRow | None:
         """Takes a job on if there are pages for its whole length, and a row for its user's adaptation."""
