@@ -48,7 +48,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked `thorough`, unless it is asked for."""
+    """Leaves out what is marked `thorough`, unless it is asked for, and lets files with slow tests begin first.
+
+    So no worker begins the longest of them when the others have nothing left to do.
+    """
+    slow = {each.path for each in items if each.get_closest_marker("slow")}
+    items.sort(key=lambda each: each.path not in slow)
     if config.getoption("--thorough"):
         return
     left_out = [each for each in items if each.get_closest_marker("thorough")]

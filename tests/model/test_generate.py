@@ -262,6 +262,7 @@ def one_device_answers() -> list[list[int]]:
     return Generator(*wide()).generate((*PROMPTS, *PROMPTS[:2]), NEW)
 
 
+@pytest.mark.slow
 @EACH_MESH
 def test_every_mesh_generates_the_same_tokens(mesh: str) -> None:
     with use(MESHES[mesh]()):

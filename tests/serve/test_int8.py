@@ -88,6 +88,7 @@ def test_without_a_prefix_cache_answers_are_the_same(settings: EngineConfig) -> 
     assert cached(without, jobs[-1]) == 0 < cached(with_it, jobs[-1])
 
 
+@pytest.mark.slow
 def test_on_a_mesh_answers_are_those_of_one_device() -> None:
     jobs = [ask(n, seed=n, mixture=v) for n, v in zip((5, 30, 45, 20), VOICES, strict=True)]
     one, many = one_and_many(BOTH, BOTH)

@@ -97,6 +97,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 # --- answers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", usual(["llama", "gpt2", "gemma2"], ["llama"]))
 def test_it_makes_no_difference_whether_guesses_come_true(name: str) -> None:
     """Bit by bit; and beside an engine that guesses nothing, which adds up in another order, token by token."""

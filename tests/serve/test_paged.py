@@ -401,6 +401,7 @@ def one_and_many(one: EngineConfig, many: EngineConfig) -> tuple[PagedEngine, Pa
     return PagedEngine(config, params, settings=one), sharded
 
 
+@pytest.mark.slow
 def test_on_a_mesh_answers_are_those_of_one_device_and_nothing_is_compiled_later() -> None:
     jobs = [ask(n, seed=n, mixture=v) for n, v in zip((5, 30, 45, 20), VOICES, strict=True)]
     one, many = one_and_many(SIZES, SIZES)

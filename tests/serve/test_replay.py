@@ -96,6 +96,7 @@ def replayed(server: Server, receipt: Any, path: Path | None = None) -> Replayed
     return Replayer(directory).replay(read(receipt, "receipt"))
 
 
+@pytest.mark.slow
 def test_100_answers_made_beside_others_are_bit_identical_when_each_is_made_again_alone(server: Server) -> None:
     rng = random.Random(0)
     mixtures = [rng.choice(MIXTURES) for _ in range(100)]

@@ -47,6 +47,7 @@ def as_persona(terms: UserTerms, row: int) -> Any:
     return PARAMS | {BANK: bank | {"cores": cores, "injection": injection}}
 
 
+@pytest.mark.slow
 def test_a_user_is_one_more_core_and_one_more_embedding_beside_whoever_speaks() -> None:
     known = {name: adaptation(i) for i, name in enumerate(("ada", "bob"))}
     of = engine(2, known)

@@ -111,6 +111,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_holds(evaluated: Path) -> None:
     found = read_evaluations(evaluated / "metrics.jsonl")
     assert [step for step, _ in found] == [5, 10, 15, 20]

@@ -49,6 +49,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_has_a_link_and_outlives_its_weights(run: Path) -> None:
     provenance = Provenance(run)
     links = provenance.chain.links()

@@ -25,6 +25,7 @@ TOLERANCE = 1e-5
 EACH = pytest.mark.parametrize("name", usual(MESHES, ["2x2x2", "sequence"]))
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("mode", ["backbone", "persona"])
 def test_twenty_steps_give_the_losses_and_gradients_of_one_device(name: str, mode: str) -> None:

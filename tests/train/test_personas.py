@@ -110,6 +110,7 @@ def test_one_more_persona_cannot_change_how_the_others_are_served(trained: Path,
         train(run, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_an_edited_voice_but_not_with_other_reading_rules(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "ada.yaml"
     data = tmp_path / "chats.jsonl"

@@ -101,6 +101,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) ->
     assert said == {f"stopped {step}"} and verify(tmp_path / "run").findings == ()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_answer_as_one(tmp_path: Path) -> None:
     stdout, stderr = io.StringIO(), io.StringIO()
     command = (sys.executable, "-c", PROGRAM, str(tmp_path))

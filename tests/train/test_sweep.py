@@ -35,6 +35,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return made
 
 
+@pytest.mark.slow
 def test_the_better_setting_wins_and_every_fold_counts(swept: Sweep) -> None:
     report = json.loads((swept.out / "sweep.json").read_text())
     assert [t["settings"]["optimizer.learning_rate"] for t in report["trials"]] == ["1e-2", "1e-30"]
