@@ -25,12 +25,12 @@ _READABLE = Annotated[list[str], Field(min_length=1, max_length=len(READABLE))]
 class SamplingBody(Strict):
     """How a persona's words are drawn; what is left out is the default of `abi_jax.persona.Sampling`."""
 
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = None
+    temperature: float = Sampling.temperature
+    top_p: float = Sampling.top_p
+    top_k: int = Sampling.top_k
+    min_p: float = Sampling.min_p
+    repetition_penalty: float = Sampling.repetition_penalty
+    max_tokens: int | None = Sampling.max_tokens
 
 
 class PersonaBody(Strict):
