@@ -212,22 +212,17 @@ def floor_of(context: Any, scores: Any, at: Any, count: Any, wanted: Any) -> Any
         base, begin, rows, least = arguments
         lanes, whole = ir.VectorType(ir.FloatType(), PICKED), ir.Constant(I64, PICKED)
 
-        def loaded(at: Any) -> Any:
-            made = builder.load(vector(builder, base, builder.add(begin, at), lanes))
-            made.align = 4
-            return made
-
-        first = loaded(ir.Constant(I64, 0))
         entry, loop, done = builder.block, builder.append_basic_block("lanes"), builder.append_basic_block("picked")
         builder.branch(loop)
         builder.position_at_end(loop)
         at, best = builder.phi(I64), builder.phi(lanes)
-        one_more = loaded(at)
+        one_more = builder.load(vector(builder, base, builder.add(begin, at), lanes))
+        one_more.align = 4
         greater = builder.select(builder.fcmp_ordered(">", one_more, best), one_more, best)
         following = builder.add(at, whole)
         at.add_incoming(ir.Constant(I64, 0), entry)
         at.add_incoming(following, loop)
-        best.add_incoming(first, entry)
+        best.add_incoming(ir.Constant(lanes, [float("-inf")] * PICKED), entry)
         best.add_incoming(greater, loop)
         builder.cbranch(builder.icmp_signed("<=", builder.add(following, whole), rows), loop, done)
         builder.position_at_end(done)
